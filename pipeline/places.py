@@ -1,0 +1,52 @@
+"""Where things are on this machine: directories and loopback ports, each with the environment variable that moves it.
+
+These are facts of a machine, not settings of a run: they never enter a fingerprint.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pipeline.config import ROOT
+
+
+def home() -> Path:
+    """Everything that Flyweight writes and git ignores: stores, logs, scratch. ``FLYWEIGHT_HOME``."""
+    return Path(os.environ.get("FLYWEIGHT_HOME", ROOT / ".flyweight")).resolve()
+
+
+def data(dataset: str) -> Path:
+    """The directory that DVC prepares for `dataset`: shards and manifest.json. ``FLYWEIGHT_DATA`` is its parent."""
+    return Path(os.environ.get("FLYWEIGHT_DATA", ROOT / "data")).resolve() / dataset
+
+
+def triton_repository() -> Path:
+    """What Triton serves. ``FLYWEIGHT_TRITON_REPOSITORY``."""
+    return Path(os.environ.get("FLYWEIGHT_TRITON_REPOSITORY", ROOT / "triton_repo")).resolve()
+
+
+def serving() -> Path:
+    """Staging, store and ledger of promotions; beside the repository, so that a rename is atomic."""
+    return triton_repository().parent / f".{triton_repository().name}"
+
+
+def port(service: str) -> int:
+    """Loopback port of airflow, mlflow, triton_grpc, triton_http or triton_metrics. ``FLYWEIGHT_<SERVICE>_PORT``."""
+    defaults = {"airflow": 8080, "mlflow": 5000, "triton_grpc": 8001, "triton_http": 8000, "triton_metrics": 8002}
+    return int(os.environ.get(f"FLYWEIGHT_{service.upper()}_PORT", defaults[service]))
+
+
+def triton_grpc() -> str:
+    """``host:port`` of Triton's gRPC endpoint. ``FLYWEIGHT_TRITON_GRPC``."""
+    return os.environ.get("FLYWEIGHT_TRITON_GRPC", f"127.0.0.1:{port('triton_grpc')}")
+
+
+def mlflow() -> str:
+    """URL of the MLflow tracking server. ``MLFLOW_TRACKING_URI``."""
+    return os.environ.get("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port('mlflow')}")
+
+
+def airflow() -> str:
+    """URL of Airflow's API server and UI."""
+    return f"http://127.0.0.1:{port('airflow')}"

@@ -1,0 +1,73 @@
+"""The Protocols that stages and components meet at. No class here is meant to be inherited from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from pipeline.checkpoint import ModelSpec, PruningStep
+
+Metrics: TypeAlias = Mapping[str, float]
+"""What a stage returns: flat names to numbers, in SI units or as the name says (`_ms`, `_mb`)."""
+
+
+class Dataset(Protocol):
+    """Where a data set comes from. Its file in `datasets/` names a class of this shape as COMPONENT."""
+
+    labels: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    def fetch(self, directory: Path) -> None:
+        """Put the original files into `directory`, each checked by its SHA-256. Raises `DataError` listing what was tried."""
+
+    def read(self, directory: Path) -> Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Return ``{"train": (images (N, C, H, W), labels (N,)), "test": ...}`` from fetched files."""
+
+
+class DistillationLoss(Protocol):
+    """A loss between what the student says, what the teacher says and what is true."""
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """(N, C), (N, C), (N,) int64 -> scalar."""
+
+
+class Pruner(Protocol):
+    """Makes a network smaller in place."""
+
+    def __call__(self, spec: ModelSpec, network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> PruningStep:
+        """Prune `network` in place and return the step to add to its spec.
+
+        `batches` yields (normalised images (N, C, H, W), labels (N,)) for pruners that look at data.
+        Raises `ModelError` where nothing was pruned or the target cannot be reached.
+        """
+
+
+class Quantizer(Protocol):
+    """Writes a quantized ONNX file from a float one."""
+
+    def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
+        """Quantize `onnx_file` to `out` in the form that `target` ('cpu' or 'tensorrt') wants.
+
+        `calibration` holds raw images (N, C, H, W). Returns what is known of the result, e.g. ``{"fused_integer_ops": 12}``.
+        """
+
+
+class Runner(Protocol):
+    """A model that answers: PyTorch, ONNX Runtime, TensorRT and Triton all look like this."""
+
+    name: str
+
+    def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
+        """Named batched arrays in, named batched arrays out."""
+
+    def close(self) -> None:
+        """Let go of sessions, engines and connections."""
+
+
+RunnerFactory: TypeAlias = "Callable[[Path], Runner]"
