@@ -71,3 +71,16 @@ class Runner(Protocol):
 
 
 RunnerFactory: TypeAlias = "Callable[[Path], Runner]"
+
+
+class Registry(Protocol):
+    """Where promoted models are recorded; a version is a small positive integer that is never used twice."""
+
+    def register(self, name: str, directory: Path, tags: dict[str, str]) -> int:
+        """Record the files in `directory` as a new version of the model `name` and return the version."""
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Make `alias` of the model `name` point at `version`."""
+
+    def version_with_sha(self, name: str, sha256: str) -> int | None:
+        """Return the newest version of `name` that was registered with the tag ``sha256``, or None."""
