@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ def names(kind: str) -> list[str]:
 
 def check_name(kind: str, name: str) -> None:
     """Raise `SettingsError` unless `name` is a built-in of `kind` or has the form ``package.module:Name``. Imports nothing."""
-    if ":" in name:
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return
     known = names(kind)
     if name not in known:
@@ -74,7 +75,13 @@ def build(kind: str, name: str, arguments: Mapping[str, Any]) -> Any:
         values = schema.model_validate(dict(arguments))
         return component(**{key: getattr(values, key) for key in known})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors())
-        raise SettingsError(f"{kind}.{name}: {problems}") from error
+        raise SettingsError(f"{kind}.{name}: {'; '.join(map(_explain, error.errors()))}") from error
     except ValueError as error:
         raise SettingsError(f"{kind}.{name}: {error}") from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    return (
+        f"{where} is missing" if problem["type"] == "missing" else f"{where} is {problem['input']!r}: {problem['msg']}"
+    )

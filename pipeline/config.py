@@ -1,12 +1,15 @@
 """Every setting: one typed schema behind `params.yaml`, recipes, `--set`, the Airflow form and docs/settings.md.
 
 `load()` overlays, later wins: `params.yaml`, `recipes/<recipe>.yaml`, then single settings such as ``train.fit.epochs=3``.
-It refuses unknown keys with the near miss. Nothing heavy is imported: a DAG file may import this module.
+It refuses unknown keys with the near miss, and values of another type: neither "3" nor true is a number of epochs.
+Nothing heavy is imported: a DAG file may import this module.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline import components
+from pipeline import components, yaml12
 from pipeline.errors import SettingsError, near_miss
 
 ROOT = Path(os.environ.get("FLYWEIGHT_ROOT", Path(__file__).resolve().parent.parent))
@@ -27,7 +30,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A group of settings: immutable, and without room for a misspelt key."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Component(BaseModel):
@@ -269,18 +272,19 @@ class Settings(Section):
     @model_validator(mode="after")
     def _agree(self) -> Settings:
         """Settings that contradict each other, each named with its cure."""
+        problems: list[str] = []
         if self.datasets and self.data.dataset not in self.datasets:
-            raise ValueError(
+            problems.append(
                 f"data.dataset is {self.data.dataset!r}, which is not under 'datasets': "
                 f"{', '.join(self.datasets)}{near_miss(self.data.dataset, self.datasets)}"
             )
         if self.budget.p99_ms is not None and self.budget.at_concurrency not in self.evaluate.concurrency:
-            raise ValueError(
+            problems.append(
                 f"budget.at_concurrency is {self.budget.at_concurrency}, which evaluate.concurrency "
                 f"{list(self.evaluate.concurrency)} does not measure: add it there or choose one of them"
             )
         if "int8_tensorrt" in self.build_tensorrt.candidates and "tensorrt" not in self.quantize.targets:
-            raise ValueError(
+            problems.append(
                 "build_tensorrt.candidates names int8_tensorrt, but quantize.targets has no 'tensorrt': "
                 "add it there or drop the candidate"
             )
@@ -288,7 +292,9 @@ class Settings(Section):
             try:
                 components.check_name(kind, component.name)
             except SettingsError as error:
-                raise ValueError(f"{name}: {error}") from error
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("\n  - ".join(problems))
         return self
 
     def components(self) -> Iterator[tuple[str, str, Component]]:
@@ -311,28 +317,34 @@ def load(recipe: str | None = None, overrides: Mapping[str, Any] | None = None) 
 
     Raises `SettingsError` that names every problem at once.
     """
-    tree = _read_yaml(ROOT / "params.yaml")
+    tree = _overlay(_defaults(), _read_yaml(ROOT / "params.yaml"))
     if recipe:
         if recipe not in recipes():
             raise SettingsError(
                 f"there is no recipe {recipe!r}; recipes/ has: {', '.join(recipes())}{near_miss(recipe, recipes())}"
             )
         tree = _overlay(tree, _pinned(_read_yaml(ROOT / "recipes" / f"{recipe}.yaml"), f"recipes/{recipe}.yaml"))
+    above: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         branch: Any = value
         for part in reversed(key.split(".")):
             branch = {part: branch}
-        tree = _overlay(tree, _pinned(branch, key))
-    return parse(tree)
+        above = _overlay(above, _pinned(branch, key))
+    return parse(_overlay(tree, above))
 
 
 def parse(tree: Mapping[str, Any]) -> Settings:
     """Return `tree` as settings. Raises `SettingsError` that names every problem at once."""
-    try:
-        return Settings.model_validate(tree)
+    try:  # as JSON, because there strict means "no conversions" and yet a list may stand for a tuple
+        return Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         raise SettingsError(
-            "\n".join(["the settings do not hold:", *(f"  - {text}" for text in _explain(error))])
+            "\n".join(
+                [
+                    "the settings do not hold (docs/settings.md lists them all):",
+                    *(f"  - {text}" for text in _explain(error)),
+                ]
+            )
         ) from error
 
 
@@ -344,7 +356,7 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise SettingsError(f"--set takes key=value, for example train.fit.epochs=3; got {pair!r}")
         try:
-            overrides[key.strip()] = yaml.safe_load(value)
+            overrides[key.strip()] = yaml12.read(value)
         except yaml.YAMLError as error:
             raise SettingsError(f"--set {pair}: the value is not YAML: {error}") from error
     return overrides
@@ -361,7 +373,7 @@ def fields(section: type[Section] = Settings, prefix: str = "") -> Iterator[tupl
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml12.read(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(
             f"cannot read {path}: {error.strerror}; run from the repository or set FLYWEIGHT_ROOT"
@@ -380,20 +392,25 @@ def _pinned(tree: dict[str, Any], source: str) -> dict[str, Any]:
     return tree
 
 
+def _defaults() -> dict[str, Any]:
+    """The schema's own defaults as a tree, so that one argument of a default component can be changed alone."""
+    return Settings.model_construct().model_dump(mode="json")
+
+
 def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Merge `above` into `below`. A component that changes its name drops the arguments of the old one."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        renamed = (
-            isinstance(old, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("name", old.get("name")) != old.get("name")
-        )
-        merged[key] = (
-            _overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) and not renamed else value
-        )
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _renames(old, value):
+            merged[key] = _overlay(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _renames(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "name" in old and "name" in new and old["name"] != new["name"]
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -402,17 +419,36 @@ def _explain(error: ValidationError) -> list[str]:
     for problem in error.errors():
         path = _real_path(problem["loc"])
         where = ".".join(path)
-        if problem["type"] == "extra_forbidden":
-            key, known = path[-1], list(_section_at(path[:-1]).model_fields)
-            place = f"{'.'.join(path[:-1])} has" if path[:-1] else "the settings have"
-            sentences[where] = f"{where}: {place} no {key!r}; allowed: {', '.join(known)}{near_miss(key, known)}"
-        elif not where:
-            sentences[str(problem["msg"])] = str(problem["msg"]).removeprefix("Value error, ")
-        elif where in sentences:  # the branches of a union each complain about the same value
+        if not path:
+            sentences[problem["msg"]] = problem["msg"].removeprefix("Value error, ")
+        elif where not in sentences:
+            sentences[where] = _sentence(path, problem)
+        elif problem["type"] != "too_short":  # the branches of a union each complain about the same value
             sentences[where] += f", or: {problem['msg']}"
-        else:
-            sentences[where] = f"{where} is {problem['input']!r}: {problem['msg']}"
     return list(sentences.values())
+
+
+def _sentence(path: list[str], problem: Any) -> str:
+    """One problem that pydantic found, with its cure."""
+    where, value, message = ".".join(path), problem["input"], problem["msg"]
+    if problem["type"] == "extra_forbidden":
+        key, known = path[-1], list(_section_at(path[:-1]).model_fields)
+        place = f"{'.'.join(path[:-1])} has" if path[:-1] else "the settings have"
+        return f"{where}: {place} no {key!r}; allowed: {', '.join(known)}{_near_setting(where, key, known)}"
+    if problem["type"] == "missing":
+        return f"{where} is missing"
+    if problem["type"] == "model_type":
+        inside = list(_section_at(path).model_fields)
+        return f"{where} is {value!r}: it holds settings of its own, such as {where}.{inside[0]}"
+    if problem["type"] == "literal_error":
+        message += near_miss(str(value), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    return f"{where} is {value!r}: {message}"
+
+
+def _near_setting(where: str, key: str, known: list[str]) -> str:
+    """The near miss among `known`, or else a setting elsewhere that ends as `where` does."""
+    elsewhere = [setting for setting, _ in fields() if setting.endswith(f".{where}")]
+    return near_miss(key, known) or (f"; did you mean {elsewhere[0]!r}?" if elsewhere else "")
 
 
 def _section_at(path: list[str]) -> type[BaseModel]:
