@@ -237,6 +237,13 @@ def write_split(
     return shards
 
 
+def content_hashes(images: Images, key: str = "") -> NDArray[np.bytes_]:
+    """Return a hash of each image's pixels (N,), equal only for equal images; another `key` gives another order."""
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    hashes = [hashlib.blake2b(image.tobytes(), digest_size=16, key=key.encode()).hexdigest() for image in flat]
+    return np.array(hashes, dtype="S32")
+
+
 def write_manifest(data: Path, manifest: Manifest) -> None:
     """Write `manifest` into `data`; the same manifest is always the same bytes."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)

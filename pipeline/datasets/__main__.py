@@ -1,0 +1,57 @@
+"""What dvc.yaml runs: ``python -m pipeline.datasets fetch NAME`` into data/raw/NAME, then ``... prepare NAME`` into data/NAME."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from pipeline import config, data
+from pipeline.components import build
+from pipeline.datasets import divide
+from pipeline.errors import FlyweightError, SettingsError, near_miss
+from pipeline.types import Dataset
+
+_log = logging.getLogger("pipeline.datasets")
+
+
+def fetch(name: str) -> None:
+    """Put the original files of `name` into data/raw/NAME."""
+    directory = config.ROOT / "data" / "raw" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    dataset: Dataset = build("datasets", name, {})
+    dataset.fetch(directory)
+    _log.info("%s: %d files in %s", name, len(list(directory.iterdir())), directory)
+
+
+def prepare(name: str) -> None:
+    """Write the prepared splits of `name` into data/NAME, as ``datasets.NAME`` in params.yaml says."""
+    known = config.load().datasets
+    if name not in known:
+        raise SettingsError(
+            f"'datasets' in params.yaml has no {name!r}; it has: {', '.join(known)}{near_miss(name, known)}"
+        )
+    dataset: Dataset = build("datasets", name, {})
+    original = dataset.read(config.ROOT / "data" / "raw" / name)
+    splits, dropped = divide(original, known[name].validation_images, known[name].split_seed)
+    manifest = data.write(config.ROOT / "data" / name, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
+    _log.info("%s: %s; dropped: %s", name, manifest.counts, manifest.dropped)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the two commands; return the exit code (2: the user can mend it)."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.datasets", description=__doc__)
+    parser.add_argument("command", choices=["fetch", "prepare"])
+    parser.add_argument("name", help="a file of pipeline/datasets/, without .py")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        {"fetch": fetch, "prepare": prepare}[given.command](given.name)
+    except FlyweightError as error:
+        _log.error("error: %s", error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
