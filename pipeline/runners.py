@@ -1,0 +1,151 @@
+"""PyTorch, ONNX Runtime and TensorRT behind one calling convention: named batched arrays in, named batched arrays out.
+
+All three take raw pixels, ``{"image": (N, C, H, W) uint8}``, and give ``{"logits": (N, classes) float32}``, so that "the
+same model" is something that can be measured. `pipeline.serving.client.TritonRunner` is the fourth of the kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from pipeline import trt
+from pipeline.candidates import load_engines
+from pipeline.checkpoint import WithPreprocessing, load
+from pipeline.errors import ModelError
+
+
+class TorchRunner:
+    """A checkpoint directory in PyTorch, on the CPU.
+
+    Args:
+        directory: holds model.json and model.safetensors.
+        threads: CPU threads; PyTorch knows only one number for the whole process, so the last runner's holds.
+    """
+
+    def __init__(self, directory: Path, threads: int = 1) -> None:
+        self.name = f"torch:{directory.name}"
+        spec, network = load(directory)
+        self._output = spec.outputs[0].name
+        self._model = WithPreprocessing(spec, network).eval()
+        torch.set_num_threads(threads)
+
+    def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
+        """``{"image": (N, C, H, W) uint8}`` -> ``{"logits": (N, classes) float32}``."""
+        image = np.ascontiguousarray(inputs["image"])
+        with torch.inference_mode():
+            # A memory-mapped batch is read-only, which torch.from_numpy warns of; torch.tensor copies it.
+            logits = self._model(torch.from_numpy(image) if image.flags.writeable else torch.tensor(image))
+        return {self._output: logits.numpy()}
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        del self._model
+
+
+class OnnxRunner:
+    """An ONNX file in ONNX Runtime, on the CPU.
+
+    Args:
+        file: the model.
+        threads: threads inside one operator. They sleep rather than spin while they wait, as others want the cores.
+
+    Raises:
+        ModelError: the file is missing or is no model that ONNX Runtime takes.
+    """
+
+    def __init__(self, file: Path, threads: int = 1) -> None:
+        self.name = f"onnxruntime:{file.parent.name}"
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(file), session_options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
+            raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
+        """Named batched arrays, as the graph names and types them -> named batched arrays."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+    def close(self) -> None:
+        """Let go of the session."""
+        del self._session
+
+
+class TensorRTRunner:
+    """A plan that `build_tensorrt` wrote, on the first GPU. PyTorch holds its buffers.
+
+    Args:
+        file: ``<candidate>/model.plan``; engines.json one directory up says which builder made it.
+
+    Raises:
+        ModelError: there is no GPU, or the plan is for another version, driver or GPU.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.name = f"tensorrt:{file.parent.name}"
+        engines = load_engines(file.parent.parent)
+        if not torch.cuda.is_available():
+            raise ModelError(
+                f"{file} needs a GPU, and PyTorch sees none on this machine. An engine that was built ahead of time "
+                f"runs only where its GPU is; measure the ONNX candidate here instead."
+            )
+        self._trt = trt.module(engines.builder or "tensorrt")
+        self._engine = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR)).deserialize_cuda_engine(
+            file.read_bytes()
+        )
+        if self._engine is None:
+            raise ModelError(
+                f"{engines.builder} cannot load {file}: it was built with version {engines.builder_version} for "
+                f"{', '.join(engines.targets)}, this is {self._trt.__version__} on {torch.cuda.get_device_name()}. "
+                f"Run `flyweight build_tensorrt` on this machine."
+            )
+        self._context = self._engine.create_execution_context()
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
+        """Named batched arrays inside the engine's profile -> named batched arrays."""
+        tensors: dict[str, torch.Tensor] = {}
+        with torch.cuda.stream(self._stream):
+            for name, array in inputs.items():
+                tensors[name] = torch.tensor(array, device="cuda")
+                self._context.set_input_shape(name, tuple(array.shape))
+            outputs = [name for name in self._names() if name not in inputs]
+            for name in outputs:
+                shape, dtype = tuple(self._context.get_tensor_shape(name)), self._dtype(name)
+                tensors[name] = torch.empty(shape, dtype=dtype, device="cuda")
+            for name, tensor in tensors.items():
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            if not self._context.execute_async_v3(self._stream.cuda_stream):
+                raise ModelError(f"{self.name} refused a batch of shape {[a.shape for a in inputs.values()]}")
+            self._stream.synchronize()
+            return {name: tensors[name].cpu().numpy() for name in outputs}
+
+    def _names(self) -> list[str]:
+        return [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return getattr(torch, np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))).name)
+
+    def close(self) -> None:
+        """Let go of engine and context."""
+        del self._context, self._engine
+
+
+def session_options(threads: int = 1, **settings: Any) -> onnxruntime.SessionOptions:
+    """Return the options under which every model of ours runs on a CPU; `settings` are further attributes."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in settings.items():
+        setattr(options, name, value)
+    return options
