@@ -1,0 +1,83 @@
+"""From data to a served proxy: validate, train the teacher, distil, prune, quantize, export, measure, promote, verify.
+
+Press *Trigger*, choose a recipe, change what you like; what is left empty is as the recipe says. Every stage is a task with
+an **MLflow run** button. A stage whose settings, inputs and code have not changed reuses the run that did the same and says
+so. A task that the user must mend (wrong settings, damaged data, no candidate inside the budget) fails at once with a
+sentence that says what to do; anything else is tried again and goes on from its last checkpoint.
+
+The same graph without Airflow: `flyweight all --recipe digits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from airflow.sdk import DAG, Param, TriggerRule
+from stage_operator import CHECK, REPORT, StageOperator
+
+from pipeline.form import params
+from pipeline.graph import STAGES, Stage
+
+MAY_SKIP = {"build_tensorrt"}
+"""Stages that may say that they cannot run here; what follows one of them runs all the same."""
+
+
+def make_proxy(dag_id: str = "make_proxy", **operator: Sequence[str]) -> DAG:
+    """Return the DAG: `check`, then one task a stage of `pipeline.graph`, then `report` whatever came of them.
+
+    `operator` goes to every `StageOperator`; the tests run a stand-in command through it.
+    """
+    with DAG(
+        dag_id,
+        dag_display_name="Make a proxy",
+        description="From data to a served proxy",
+        doc_md=__doc__,
+        tags=["flyweight"],
+        schedule=None,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        params={name: Param(**schema) for name, schema in params().items()},
+        default_args={"owner": "flyweight", "retry_delay": timedelta(seconds=10)},
+    ) as dag:
+        check = StageOperator(
+            task_id=CHECK,
+            stage=CHECK,
+            doc_md="Refuse settings that do not hold, in seconds and before anything is done.",
+            execution_timeout=timedelta(minutes=2),
+            **operator,
+        )
+        report = StageOperator(
+            task_id=REPORT,
+            stage=REPORT,
+            doc_md="Write the evidence page and close the pipeline's MLflow run, whatever came of the stages.",
+            retries=1,
+            execution_timeout=timedelta(minutes=10),
+            **operator,
+        )
+        tasks = {stage.name: _task(stage, operator) for stage in STAGES.values()}
+        for stage in STAGES.values():
+            tasks[stage.name].set_upstream([tasks[name] for name in stage.upstream] or check)
+        last = [task for task in tasks.values() if not task.downstream_list]
+        report.set_upstream(last)
+        report.as_teardown(setups=check)
+    return dag
+
+
+def _task(stage: Stage, operator: dict[str, Sequence[str]]) -> StageOperator:
+    return StageOperator(
+        task_id=stage.name,
+        stage=stage.name,
+        inputs=stage.inputs,
+        doc_md=stage.help,
+        pool=stage.pool,
+        retries=stage.retries,
+        execution_timeout=timedelta(minutes=stage.timeout_minutes),
+        trigger_rule=TriggerRule.NONE_FAILED if MAY_SKIP & set(stage.upstream) else TriggerRule.ALL_SUCCESS,
+        **operator,
+    )
+
+
+dag = make_proxy()
