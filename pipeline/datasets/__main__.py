@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline import config, data
 from pipeline.components import build
@@ -17,10 +21,10 @@ _log = logging.getLogger("pipeline.datasets")
 
 def fetch(name: str) -> None:
     """Put the original files of `name` into data/raw/NAME."""
-    directory = config.ROOT / "data" / "raw" / name
-    directory.mkdir(parents=True, exist_ok=True)
     dataset: Dataset = build("datasets", name, {})
-    dataset.fetch(directory)
+    directory = config.ROOT / "data" / "raw" / name
+    with _whole(directory) as partial:
+        dataset.fetch(partial)
     _log.info("%s: %d files in %s", name, len(list(directory.iterdir())), directory)
 
 
@@ -36,6 +40,17 @@ def prepare(name: str) -> None:
     splits, dropped = divide(original, known[name].validation_images, known[name].split_seed)
     manifest = data.write(config.ROOT / "data" / name, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
     _log.info("%s: %s; dropped: %s", name, manifest.counts, manifest.dropped)
+
+
+@contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `directory` at the end: a killed command leaves nothing that looks done."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    for old in (partial, directory):
+        shutil.rmtree(old, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    partial.rename(directory)
 
 
 def main(arguments: list[str] | None = None) -> int:
