@@ -47,6 +47,11 @@ def mlflow() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port('mlflow')}")
 
 
+def mlflow_ui() -> str:
+    """URL of MLflow as a browser reaches it: in links. ``FLYWEIGHT_MLFLOW_UI``, where containers know it by another name."""
+    return os.environ.get("FLYWEIGHT_MLFLOW_UI", mlflow())
+
+
 def airflow() -> str:
     """URL of Airflow's API server and UI."""
     return f"http://127.0.0.1:{port('airflow')}"
