@@ -38,7 +38,7 @@ class Record:
 
 def start(name: str, command: list[str], environment: Mapping[str, str]) -> Record:
     """Start `command` under a supervisor, in a session of its own, with its output in ``<home>/logs/<name>.log``."""
-    log = _log_file(name)
+    log = log_file(name)
     if log.exists():
         log.replace(log.with_suffix(".old.log"))
     # The supervisor ends when its standard input does. It holds both ends of this pipe, so that never happens by itself.
@@ -103,8 +103,13 @@ def stop_strays() -> list[str]:
 
 def tail(name: str, lines: int = 15) -> str:
     """Return the last lines of the log of `name`."""
-    log = _log_file(name)
+    log = log_file(name)
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+def log_file(name: str) -> Path:
+    """Return where the output of `name` goes."""
+    return _private(places.home() / "logs") / f"{name}.log"
 
 
 def is_free(port: int) -> bool:
@@ -165,10 +170,6 @@ def _save(record: Record) -> None:
 
 def _directory() -> Path:
     return _private(places.home() / "run")
-
-
-def _log_file(name: str) -> Path:
-    return _private(places.home() / "logs") / f"{name}.log"
 
 
 def _private(directory: Path) -> Path:

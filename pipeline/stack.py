@@ -102,13 +102,13 @@ def status() -> list[ServiceStatus]:
 
 def _status(name: str) -> ServiceStatus:
     service = SERVICES[name]
-    records = [record for process in service.processes if (record := processes.running(process))]
-    if not records:
+    dead = _dead(service)
+    if len(dead) == len(service.processes):
         return ServiceStatus(name, False, False, f"start it with `flyweight up {name}`")
-    trouble = service.trouble()
-    pids = ", ".join(str(record.pid) for record in records)
-    detail = f"{trouble}; log: {records[0].log}" if trouble else f"{service.url()} (pid {pids})"
-    return ServiceStatus(name, True, not trouble, detail)
+    trouble = f"{' and '.join(dead)} has ended; `flyweight up {name}` starts it again" if dead else service.trouble()
+    if trouble:
+        return ServiceStatus(name, True, False, f"{trouble}; log: {processes.log_file((dead or service.processes)[0])}")
+    return ServiceStatus(name, True, True, service.url())
 
 
 def _bring_up(name: str, missing: Sequence[str], cancelled: threading.Event, say: Say) -> None:
