@@ -26,6 +26,11 @@ def triton_repository() -> Path:
     return Path(os.environ.get("FLYWEIGHT_TRITON_REPOSITORY", ROOT / "triton_repo")).resolve()
 
 
+def triton() -> Path:
+    """Where the local Triton server is unpacked. ``FLYWEIGHT_TRITON_HOME``: several homes may share one."""
+    return Path(os.environ.get("FLYWEIGHT_TRITON_HOME", home() / "triton")).resolve()
+
+
 def serving() -> Path:
     """Staging, store and ledger of promotions; beside the repository, so that a rename is atomic."""
     return triton_repository().parent / f".{triton_repository().name}"

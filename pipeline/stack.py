@@ -72,7 +72,7 @@ def up(services: Sequence[str], say: Say = click.echo) -> None:
         missing = {name: _dead(SERVICES[name]) for name in services}
         for name in services:
             if missing[name]:
-                _check_ports(SERVICES[name])
+                check_ports(SERVICES[name])
         cancelled = threading.Event()
         with ThreadPoolExecutor(len(services)) as pool:
             bringing = {name: pool.submit(_bring_up, name, missing[name], cancelled, say) for name in services}
@@ -136,7 +136,7 @@ def _dead(service: Service) -> list[str]:
     return [process for process in service.processes if not processes.running(process)]
 
 
-def _check_ports(service: Service) -> None:
+def check_ports(service: Service) -> None:
     """Raise `FlyweightError` where a port is taken by something that we did not start."""
     ours = {record.pid for process in service.processes if (record := processes.running(process))}
     for name in service.ports:
