@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
+from pipeline import yaml12
 from pipeline.config import ROOT, Settings, fields, recipes
 
 RECIPE = "recipe"
@@ -58,7 +57,8 @@ def settings_arguments(conf: Mapping[str, Any]) -> list[str]:
     arguments = ["--recipe", str(conf.get(RECIPE) or DEFAULT_RECIPE)]
     for key, value in conf.items():
         if key not in {RECIPE, FORCE} and value is not None:
-            arguments += ["--set", f"{key}={json.dumps(value)}"]
+            # Text goes as it was typed: a widget that takes "auto" or a number gives both as text, and YAML tells them apart.
+            arguments += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return arguments
 
 
@@ -106,9 +106,9 @@ def _leaf(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _trees() -> Iterator[tuple[str, Any]]:
     """Yield (where from, settings as a tree), unchecked: a wrong recipe must stop a run in `check`, not hide the DAG."""
     yield "schema", Settings.model_construct().model_dump(mode="json")
-    yield "params.yaml", yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    yield "params.yaml", yaml12.read((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for name in recipes():
-        yield name, yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+        yield name, yaml12.read((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _empty(key: str, trees: Mapping[str, Any]) -> str:
