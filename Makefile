@@ -1,0 +1,71 @@
+# The two commands are `make demo` and `make test`; `make` alone lists all of them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV := 0.11.33
+RIGHT_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(RIGHT_PYTHON)' 2>/dev/null && { echo $$python; break; }; done)
+
+# uv does not read pip's variable for wheels that lie on this machine.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+
+.PHONY: help setup demo test unit integration lint browser lock up down clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(READY) ## Make .venv from requirements.lock; quick when nothing has changed.
+
+# Bytecode is compiled here, once: the stack starts a dozen processes side by side, and each would do it again.
+$(READY): requirements.lock pyproject.toml
+	@[[ -n "$(PYTHON)" ]] || { echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or name it: make setup PYTHON=/path/to/python3"; exit 2; }
+	@[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)."; exit 2; }
+	@$(BIN)/python -c '$(RIGHT_PYTHON)' || { echo "$(VENV) has another Python than 3.11 to 3.13: remove it and try again."; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## From nothing to a served proxy, through Airflow. ARGS="--recipe digits" changes what runs.
+	$(BIN)/flyweight demo $(ARGS)
+
+up: setup ## Start MLflow, Triton and Airflow on loopback.
+	$(BIN)/flyweight up
+
+down: ## Stop everything that was started; leave no process.
+	@if [[ -x $(BIN)/flyweight ]]; then $(BIN)/flyweight down; else echo "nothing was running"; fi
+
+test: lint unit integration ## Lint, type check and pass all tests.
+
+lint: setup ## ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: setup ## The tests that need no server.
+	$(BIN)/pytest -m "not integration" $(ARGS)
+
+integration: setup browser ## The tests with real servers and a browser.
+	$(BIN)/pytest -m integration $(ARGS)
+
+browser: ## Install chromium where it is missing and can be installed; the browser test needs it.
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	root=; [[ $$EUID == 0 ]] || root="sudo -n"; \
+	$$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+	|| echo "chromium cannot be installed here (no root, or no apt-get): the browser test will be skipped"
+
+lock: setup ## Write requirements.lock from pyproject.toml. ARGS=--upgrade takes newer versions of everything.
+	sh infra/lock.sh $(ARGS)
+
+clean: down ## Stop everything; remove stores, logs, served models and caches. .venv and data/ stay.
+	rm -rf .flyweight .triton_repo .mypy_cache .ruff_cache .pytest_cache build
+	find triton_repo -mindepth 1 -maxdepth 1 ! -name README.md ! -name .gitignore -exec rm -rf {} +
