@@ -1,0 +1,249 @@
+"""From a PyTorch network to an ONNX file, and the two halves that every such file has.
+
+    image (uint8) ─ Cast ─ Mul ─ Add ─ normalised (float32) ─ the network ─ logits
+
+The exporter sees the network alone; the preprocessing is put before it, so that a quantizer can take the halves apart
+again with `network_of` and join others with `with_preprocessing`. Nothing of the machine or the code's place is written
+into the file: the same weights give the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import nn
+
+import pipeline
+from pipeline.checkpoint import ModelSpec
+from pipeline.errors import ModelError
+
+OPSET = 20
+"""The operator set where no setting says another."""
+NORMALISED = "normalised"
+"""The tensor at which preprocessing ends and the network begins."""
+_IR_VERSION = 10
+"""Of ONNX 1.16: what ONNX Runtime has read since 1.18, and TensorRT since 10."""
+
+
+def export(
+    spec: ModelSpec, network: nn.Module, file: Path, opset: int = OPSET, metadata: Mapping[str, str] = {}
+) -> None:
+    """Write `network` with its preprocessing as one ONNX file: ``image`` uint8 (batch, C, H, W) -> ``logits`` float32.
+
+    Batch norm is folded into the convolutions, constants are folded, the batch axis is dynamic, and the metadata holds
+    the labels and the preprocessing as JSON beside what `metadata` says. Raises `ModelError` where an operator cannot
+    be exported or the result is no valid model; `file` is written last and whole.
+    """
+    model = _trace(spec, network.eval(), opset)
+    _strip(model)
+    _use_pooling_operators(model)
+    model = with_preprocessing(model, spec)
+    annotate(model, {**describe(spec), "opset": str(opset), **metadata})
+    check(model, f"{spec.architecture} as exported")
+    onnx.save(model, file)
+
+
+def describe(spec: ModelSpec) -> dict[str, str]:
+    """Return the metadata that every graph of `spec` carries."""
+    return {
+        "flyweight": pipeline.__version__,
+        "architecture": spec.architecture,
+        "labels": json.dumps(spec.labels, ensure_ascii=False),
+        "preprocessing": spec.preprocessing.model_dump_json(),
+    }
+
+
+def annotate(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Set `metadata` in place, keeping what else is there; keys are sorted, so that the order never changes the bytes."""
+    known = {entry.key: entry.value for entry in model.metadata_props} | dict(metadata)
+    del model.metadata_props[:]
+    helper.set_model_props(model, dict(sorted(known.items())))
+
+
+def check(model: onnx.ModelProto, what: str) -> None:
+    """Raise `ModelError` unless `model` is valid ONNX with shapes that fit together."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{what} is not a valid ONNX model: {error}") from error
+
+
+def scale_and_shift(spec: ModelSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what turns raw pixels p into ``p * scale + shift``, the network's input; (1, C, 1, 1) each."""
+    mean, std = (np.asarray(values, np.float64) for values in (spec.preprocessing.mean, spec.preprocessing.std))
+    shape = (1, -1, 1, 1)
+    return (1 / (255 * std)).reshape(shape).astype(np.float32), (-mean / std).reshape(shape).astype(np.float32)
+
+
+def with_preprocessing(network: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
+    """Return `network` (its input is `NORMALISED`) behind Cast, Mul and Add, so that it takes raw uint8 pixels."""
+    model = onnx.ModelProto.FromString(network.SerializeToString())
+    scale, shift = scale_and_shift(spec)
+    image = spec.inputs[0]
+    set_input(model, image.name, onnx.TensorProto.UINT8, image.shape)
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(scale, "pixel_scale"), numpy_helper.from_array(shift, "pixel_shift")]
+    )
+    prepend(
+        model,
+        [
+            helper.make_node("Cast", [image.name], ["pixels"], "preprocess/cast", to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", ["pixels", "pixel_scale"], ["scaled"], "preprocess/scale"),
+            helper.make_node("Add", ["scaled", "pixel_shift"], [NORMALISED], "preprocess/shift"),
+        ],
+    )
+    return model
+
+
+def network_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the part of an exported `model` behind `NORMALISED`, as a model that takes it. Raises `ModelError`."""
+    producer = next((node for node in model.graph.node if NORMALISED in node.output), None)
+    if producer is None:
+        raise ModelError(
+            f"the ONNX graph has no tensor {NORMALISED!r}, at which its preprocessing would end: "
+            f"it was not written by `flyweight export_onnx`"
+        )
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
+    set_input(copy, NORMALISED, onnx.TensorProto.FLOAT, shape)
+    for node in [node for node in copy.graph.node if node.name.startswith("preprocess/")]:
+        copy.graph.node.remove(node)
+    for tensor in [tensor for tensor in copy.graph.initializer if tensor.name in {"pixel_scale", "pixel_shift"}]:
+        copy.graph.initializer.remove(tensor)
+    return copy
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Return how many numbers the network's float weights and biases hold; preprocessing is not counted."""
+    floats = (tensor for tensor in network_of(model).graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    return sum(math.prod(tensor.dims) for tensor in floats)
+
+
+def macs(model: onnx.ModelProto) -> int:
+    """Return the multiply-accumulates of all convolutions and linear layers for one image."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
+    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    total = 0
+    for node in graph.node:
+        if node.op_type == "Conv":  # each output element takes one product per weight of its filter
+            total += math.prod(shapes[node.output[0]]) * math.prod(weights[node.input[1]][1:])
+        elif node.op_type in {"Gemm", "MatMul"} and node.input[1] in weights:
+            rows = math.prod(shapes[node.output[0]][:-1])
+            total += rows * math.prod(weights[node.input[1]])
+    return total
+
+
+def set_input(model: onnx.ModelProto, name: str, dtype: int, shape: tuple[int, ...]) -> None:
+    """Make ``name`` (batch, *shape) the only input, in place; the batch axis is dynamic."""
+    del model.graph.input[:]
+    model.graph.input.append(helper.make_tensor_value_info(name, dtype, ["batch", *shape]))
+
+
+def prepend(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Put `nodes` before all others, in place."""
+    nodes = [*nodes, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _trace(spec: ModelSpec, network: nn.Module, opset: int) -> onnx.ModelProto:
+    """Return the network alone as torch's exporter writes it, from `NORMALISED` to the spec's output."""
+    example = torch.zeros(2, *spec.image_shape)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[NORMALISED],
+                output_names=[spec.outputs[0].name],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ModelError(
+            f"{spec.architecture} cannot be written as ONNX (opset {opset}): {reason}. Replace that operation in the "
+            f"model, or choose another export_onnx.opset."
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch's exporter prints, logs and warns of; what matters it raises."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop, in place, what names source files and stack traces: it would differ by machine, and be a third of a small file."""
+    graph = model.graph
+    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:], model.functions[:]
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    used = {node.domain for node in graph.node}
+    operators = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(operators)
+    model.ir_version = _IR_VERSION
+    model.producer_name, model.producer_version, model.doc_string = "flyweight", pipeline.__version__, ""
+    graph.name = "network"
+
+
+def _use_pooling_operators(model: onnx.ModelProto) -> None:
+    """Write, in place, a mean over the image as GlobalAveragePool and the reshape behind it as Flatten.
+
+    They are the same, but only these have integer kernels in ONNX Runtime, and only these keep its blocked layouts.
+    """
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    pooled = set()
+    for node in graph.node:
+        if node.op_type == "ReduceMean" and len(node.input) == 2:
+            axes = sorted(constants.get(node.input[1], np.array([])).tolist())
+            keeps = all(a.i == 1 for a in node.attribute if a.name == "keepdims")
+            if keeps and axes in ([2, 3], [-2, -1]):
+                _become(node, "GlobalAveragePool")
+                pooled.add(node.output[0])
+        elif node.op_type == "Reshape" and node.input[0] in pooled and len(constants.get(node.input[1], ())) == 2:
+            _become(node, "Flatten")
+    _drop_unused(graph)
+
+
+def _become(node: onnx.NodeProto, operator: str) -> None:
+    node.op_type = operator
+    del node.attribute[:], node.input[1:]
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)

@@ -1,0 +1,167 @@
+"""`export_onnx`: every candidate as an ONNX file, each compared with the PyTorch model that it was made from.
+
+Out: ``candidates.json`` and, for each candidate, ``<candidate>/model.onnx`` and ``<candidate>/model.json``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from pipeline import onnx_graph
+from pipeline.candidates import Candidate, Candidates, Parity, save
+from pipeline.checkpoint import SPEC_FILE, WEIGHTS_FILE, load, sha256
+from pipeline.config import ExportOnnx
+from pipeline.data import load_manifest, open_split
+from pipeline.errors import ModelError
+from pipeline.progress import report
+from pipeline.runners import OnnxRunner, TorchRunner
+from pipeline.types import Metrics, Runner
+
+BATCHES = (1, 7, 64)
+"""Batch sizes at which every graph must run."""
+Source = Literal["teacher", "student", "pruned"]
+
+
+def export_onnx(
+    config: ExportOnnx, *, data: Path, teacher: Path, student: Path, pruned: Path, quantized: Path, out: Path
+) -> Metrics:
+    """Write teacher, student, pruned, int8 (for CPUs) and int8_tensorrt, as far as `quantized` holds them.
+
+    Returns ``<candidate>_parity_max_difference`` and its like. Raises `ModelError` where a graph does not run, or a float
+    one differs from PyTorch by more than `config.max_difference`.
+    """
+    images = _parity_images(data, config.parity_images)
+    sources: dict[Source, Path] = {"teacher": teacher, "student": student, "pruned": pruned}
+    int8 = {name: quantized / target for name, target in (("int8", "cpu"), ("int8_tensorrt", "tensorrt"))}
+    int8 = {name: directory for name, directory in int8.items() if (directory / "model.onnx").exists()}
+    candidates: list[Candidate] = []
+    total = len(sources) + len(int8)
+    for source, checkpoint in sources.items():
+        report("export_onnx", done=len(candidates), total=total)
+        file = _export(checkpoint, source, config.opset, data, out)
+        candidates.append(_describe(source, source, file, checkpoint, images))
+        _hold_to_limit(candidates[-1], config.max_difference)
+    for name, directory in int8.items():
+        report("export_onnx", done=len(candidates), total=total)
+        file = _copy_int8(directory, name, pruned, data, out)
+        candidates.append(_describe(name, "pruned", file, pruned, images))
+    report("export_onnx", done=total, total=total)
+    save(out, Candidates(candidates=tuple(candidates), labels=load(teacher)[0].labels))
+    return {key: value for candidate in candidates for key, value in _metrics(candidate).items()}
+
+
+def _parity_images(data: Path, count: int) -> NDArray[np.uint8]:
+    split = open_split(data, "validation")
+    if count > len(split):
+        raise ModelError(
+            f"export_onnx.parity_images is {count}, but {data} has {len(split)} validation images: set at most that"
+        )
+    return np.ascontiguousarray(split.slice(0, count))
+
+
+def _export(checkpoint: Path, name: str, opset: int, data: Path, out: Path) -> Path:
+    """Write a float candidate and its spec; return the ONNX file."""
+    spec, network = load(checkpoint)
+    file = out / name / "model.onnx"
+    file.parent.mkdir()
+    onnx_graph.export(spec, network, file, opset, {**_lineage(checkpoint, data), "precision": "float32"})
+    shutil.copy2(checkpoint / SPEC_FILE, file.parent / SPEC_FILE)
+    return file
+
+
+def _copy_int8(directory: Path, name: str, pruned: Path, data: Path, out: Path) -> Path:
+    """Copy what `quantize` wrote, its lineage added to the metadata; return the ONNX file. Raises `ModelError`."""
+    lineage = _lineage(pruned, data)
+    model = onnx.load(directory / "model.onnx")
+    made_from = {entry.key: entry.value for entry in model.metadata_props}.get("weights_sha256")
+    if made_from != lineage["weights_sha256"]:
+        raise ModelError(
+            f"{directory / 'model.onnx'} was quantized from other weights ({made_from}) than those of {pruned}: "
+            f"give export_onnx the 'prune' run that 'quantize' took"
+        )
+    onnx_graph.annotate(model, lineage)
+    file = out / name / "model.onnx"
+    file.parent.mkdir()
+    onnx.save(model, file)
+    shutil.copy2(pruned / SPEC_FILE, file.parent / SPEC_FILE)
+    return file
+
+
+def _lineage(checkpoint: Path, data: Path) -> dict[str, str]:
+    return {"weights_sha256": sha256(checkpoint / WEIGHTS_FILE), "dataset": load_manifest(data).name}
+
+
+def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: NDArray[np.uint8]) -> Candidate:
+    """Run the candidate in `file` beside the PyTorch model in `checkpoint` and write down what it is."""
+    model = onnx.load(file.parents[1] / source / "model.onnx")
+    runner, reference = OnnxRunner(file), TorchRunner(checkpoint)
+    try:
+        _try_batches(runner, name, images)
+        parity = compare(runner, reference, images)
+    finally:
+        runner.close()
+        reference.close()
+    return Candidate(
+        name=name,
+        file=f"{name}/model.onnx",
+        sha256=sha256(file),
+        size_bytes=file.stat().st_size,
+        parameters=onnx_graph.parameters(model),
+        macs=onnx_graph.macs(model),
+        precision="float32" if name == source else "int8",
+        target={"int8": "cpu", "int8_tensorrt": "tensorrt"}.get(name, "any"),
+        source=source,
+        parity=parity,
+    )
+
+
+def _try_batches(runner: Runner, name: str, images: NDArray[np.uint8]) -> None:
+    """Raise `ModelError` unless the graph takes every batch size, in whatever order."""
+    for batch in BATCHES:
+        inputs = images[np.arange(batch) % len(images)]
+        logits = runner({"image": inputs})["logits"]
+        if logits.shape[0] != batch or not np.isfinite(logits).all():
+            raise ModelError(f"candidate {name!r} answers a batch of {batch} with {logits.shape} or with NaN")
+
+
+def compare(runner: Runner, reference: Runner, images: NDArray[np.uint8], batch: int = 64) -> Parity:
+    """Return how far `runner`'s logits are from `reference`'s on `images` (N, C, H, W) uint8."""
+    largest, total, changed, values = 0.0, 0.0, 0, 0
+    for start in range(0, len(images), batch):
+        inputs = {"image": images[start : start + batch]}
+        ours, theirs = runner(inputs)["logits"], reference(inputs)["logits"]
+        difference = np.abs(ours.astype(np.float64) - theirs)
+        largest = max(largest, float(difference.max()))
+        total, values = total + float(difference.sum()), values + difference.size
+        changed += int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
+    return Parity(
+        images=len(images), max_difference=largest, mean_difference=total / values, changed_predictions=changed
+    )
+
+
+def _hold_to_limit(candidate: Candidate, limit: float) -> None:
+    found = candidate.parity.max_difference
+    if not found <= limit:
+        raise ModelError(
+            f"candidate {candidate.name!r} differs from PyTorch by up to {found:.3g} on {candidate.parity.images} validation "
+            f"images; export_onnx.max_difference allows {limit:g}. Try another export_onnx.opset, or raise the limit if "
+            f"{candidate.parity.changed_predictions} changed predictions are acceptable."
+        )
+
+
+def _metrics(candidate: Candidate) -> dict[str, float]:
+    name, parity = candidate.name, candidate.parity
+    return {
+        f"{name}_parity_max_difference": parity.max_difference,
+        f"{name}_parity_mean_difference": parity.mean_difference,
+        f"{name}_changed_predictions": float(parity.changed_predictions),
+        f"{name}_size_bytes": float(candidate.size_bytes),
+        f"{name}_parameters": float(candidate.parameters),
+        f"{name}_macs": float(candidate.macs),
+    }
