@@ -16,7 +16,7 @@ from typing import Annotated, TypeAlias
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, model_validator
 
 from pipeline.errors import DataError, near_miss
 
@@ -79,6 +79,26 @@ class Manifest(_Frozen):
     """Reason -> original images that were left out."""
     shards: dict[str, Shard]
     """Path relative to the directory -> what the file must be."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Manifest:
+        channels, pixels = self.image_shape[0], int(np.prod(self.image_shape))
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(f"mean and std must have one value for each of {channels} channels")
+        if len(self.baseline) != len(self.labels) or any(len(b.mean_image) != pixels for b in self.baseline):
+            raise ValueError(
+                f"baseline must have a mean image of {pixels} pixels for each of {len(self.labels)} labels"
+            )
+        for split, count in self.counts.items():
+            rows = sum(shard.rows for path, shard in self.shards.items() if path.startswith(f"{split}/"))
+            if rows != count:
+                raise ValueError(f"counts has {count} images in {split}, its shards have {rows}")
+        return self
+
+    @property
+    def shard_types(self) -> dict[str, pa.DataType]:
+        """Column -> Arrow type that every shard must have."""
+        return {"image": pa.list_(pa.uint8(), int(np.prod(self.image_shape))), "label": pa.int32()}
 
 
 class Split:
@@ -160,32 +180,6 @@ def read_shard(path: Path) -> pa.RecordBatch:
         raise DataError(f"{path} is truncated or no Arrow file ({error})") from error
 
 
-def verify(data: Path) -> list[str]:
-    """Return every way in which the files of `data` differ from its manifest, each naming its file; reads all bytes.
-
-    Raises `DataError` where the manifest itself cannot be read.
-    """
-    manifest = load_manifest(data)
-    problems = []
-    for path, shard in sorted(manifest.shards.items()):
-        try:
-            _checked_shard(data, path, manifest)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if (found := _sha256(data / path)) != shard.sha256:
-            problems.append(f"{data / path} was changed: its SHA-256 is {found}, the manifest says {shard.sha256}")
-    for split in manifest.counts:
-        unlisted = {f"{split}/{path.name}" for path in (data / split).glob("*")} - set(manifest.shards)
-        problems += [f"{data / path} is not in the manifest" for path in sorted(unlisted)]
-        listed = sum(shard.rows for path, shard in manifest.shards.items() if path.startswith(f"{split}/"))
-        if listed != manifest.counts[split]:
-            problems.append(
-                f"{data / MANIFEST_FILE} counts {manifest.counts[split]} images in {split}, its shards hold {listed}"
-            )
-    return problems
-
-
 def write(
     data: Path,
     *,
@@ -233,7 +227,7 @@ def write_split(
         path = folder / f"part-{number:05d}.arrow"
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        shards[f"{split}/{path.name}"] = Shard(rows=batch.num_rows, sha256=_sha256(path))
+        shards[f"{split}/{path.name}"] = Shard(rows=batch.num_rows, sha256=file_sha256(path))
     return shards
 
 
@@ -242,6 +236,12 @@ def content_hashes(images: Images, key: str = "") -> NDArray[np.bytes_]:
     flat = np.ascontiguousarray(images).reshape(len(images), -1)
     hashes = [hashlib.blake2b(image.tobytes(), digest_size=16, key=key.encode()).hexdigest() for image in flat]
     return np.array(hashes, dtype="S32")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(data: Path, manifest: Manifest) -> None:
@@ -253,8 +253,7 @@ def write_manifest(data: Path, manifest: Manifest) -> None:
 def _checked_shard(data: Path, path: str, manifest: Manifest) -> pa.RecordBatch:
     """Return the shard at `path` if its columns and rows are as the manifest says."""
     table = read_shard(data / path)
-    size = int(np.prod(manifest.image_shape))
-    wanted = {"image": pa.list_(pa.uint8(), size), "label": pa.int32()}
+    wanted = manifest.shard_types
     if table.schema.names != list(wanted):
         raise DataError(f"{data / path} has the columns {table.schema.names} instead of {list(wanted)}")
     for column, kind in wanted.items():
@@ -296,8 +295,3 @@ def _class_baseline(images: Images) -> ClassBaseline:
         std=round(float(np.sqrt((squares - mean**2).mean())), 2),
         mean_image=tuple(np.round(mean, 1).tolist()),
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
