@@ -24,7 +24,7 @@ exec tritonserver \
     --strict-readiness=true \
     --exit-on-error=false \
     --exit-timeout-secs=20 \
-    --metrics-config=summary_latencies=true \
+    --grpc-infer-allocation-pool-size=128 \
     --grpc-restricted-protocol="$guarded:flyweight-control=$key" \
     --http-restricted-api="$guarded:flyweight-control=$nobody" \
     "$@"

@@ -1,0 +1,199 @@
+"""What a model looks like in Triton's repository: `config.pbtxt` from its spec, and the files of one version.
+
+Nothing here speaks to Triton or changes what is served; `promotion` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from pipeline.checkpoint import ModelSpec, TensorSpec, sha256
+from pipeline.config import Serving
+from pipeline.errors import PromotionError
+from pipeline.serving.local_triton import TEMPORARY
+
+BACKEND = Path(__file__).with_name("model.py")
+CONFIG_FILE = "config.pbtxt"
+LABELS_FILE = "labels.txt"
+MANIFEST_FILE = "manifest.json"
+MODEL_FILE = "model.onnx"
+ATTEST, ATTESTED = "attest", "model_sha256"
+"""The request parameter that asks for the served bytes' hash, and the output that holds it; model.py has the same."""
+
+_MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_LARGEST_VERSION = 2**31 - 1
+_TYPES = {
+    "uint8": "TYPE_UINT8",
+    "int8": "TYPE_INT8",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+}
+_QUEUED_BATCHES = 16
+"""Full batches that may wait for each instance; what comes then is rejected at once instead of waiting for ever."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An ONNX file that is to be served."""
+
+    onnx: Path
+    spec: ModelSpec
+    sha256: str
+    candidate: str
+    """Which of the pipeline's candidates it is."""
+
+
+def check_name(model: str) -> None:
+    """Raise `PromotionError` unless `model` may be a directory in the repository."""
+    if not _MODEL_NAME.fullmatch(model) or any(mark in model for mark in TEMPORARY):
+        raise PromotionError(
+            f"serving.model is {model!r}: a model's name is a lower-case letter, then up to 63 lower-case letters, digits "
+            f"and '_', without {' or '.join(TEMPORARY)}"
+        )
+
+
+def check_version(version: int) -> None:
+    """Raise `PromotionError` unless `version` is a small positive integer: Triton aborts on one beyond 63 bits."""
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= _LARGEST_VERSION:
+        raise PromotionError(
+            f"{version!r} cannot be a version: an integer from 1 to {_LARGEST_VERSION}, as the model registry counts them"
+        )
+
+
+def config_pbtxt(spec: ModelSpec, serving: Serving, versions: Sequence[int]) -> str:
+    """Return the text of a model's `config.pbtxt` that serves exactly `versions`.
+
+    It has no ``name``, so that a tried candidate can be renamed to the model. Warm-up requests of one image and of a full
+    batch are answered before the model counts as ready, so that no client waits for first allocations.
+    """
+    lines = [
+        'backend: "python"',
+        f"max_batch_size: {serving.max_batch_size}",
+        *(_tensor("input", tensor) for tensor in spec.inputs),
+        *(_tensor("output", tensor, labels=index == 0) for index, tensor in enumerate(spec.outputs)),
+        f'output {{ name: "{ATTESTED}" data_type: TYPE_STRING dims: [ 1 ] }}',
+        f"instance_group {{ count: {serving.instances} kind: KIND_CPU }}",
+        "dynamic_batching {",
+        f"  max_queue_delay_microseconds: {serving.queue_delay_us}",
+        "  default_queue_policy {",
+        f"    max_queue_size: {_QUEUED_BATCHES * serving.max_batch_size * serving.instances}",
+        "  }",
+        "}",
+        f'parameters {{ key: "threads" value {{ string_value: "{serving.threads}" }} }}',
+        *(_warmup(spec, size) for size in sorted({1, serving.max_batch_size})),
+        f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_config(path: Path) -> Any:
+    """Return a `config.pbtxt` as protobuf. Raises `PromotionError`."""
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise PromotionError(f"{path} is not a config that Triton could read: {error}") from error
+
+
+def served_versions(model_directory: Path) -> tuple[int, ...]:
+    """Return the versions that a model's config tells Triton to serve, in ascending order; none without a config."""
+    path = model_directory / CONFIG_FILE
+    return tuple(sorted(read_config(path).version_policy.specific.versions)) if path.exists() else ()
+
+
+def version_directories(model_directory: Path) -> dict[int, Path]:
+    """Return version -> directory for all that are on disk."""
+    found = model_directory.iterdir() if model_directory.is_dir() else ()
+    return {int(path.name): path for path in found if re.fullmatch(r"[0-9]{1,10}", path.name)}
+
+
+def write_version(directory: Path, artifact: Artifact, serving: Serving, version: int) -> None:
+    """Write all files of one version into the new `directory`, on disk for good. Raises `PromotionError`.
+
+    The copy is hashed, not the original: what Triton will read is what was promised.
+    """
+    directory.mkdir(parents=True)
+    shutil.copyfile(artifact.onnx, directory / MODEL_FILE)
+    copied = sha256(directory / MODEL_FILE)
+    if copied != artifact.sha256:
+        raise PromotionError(
+            f"{artifact.onnx} has SHA-256 {copied}, but candidate {artifact.candidate!r} was recorded with "
+            f"{artifact.sha256}: the file changed after it was exported. Run `flyweight export_onnx` again"
+        )
+    shutil.copyfile(BACKEND, directory / BACKEND.name)
+    # The Python backend writes its cache beside model.py, which Triton takes for a new version of the model; a file in
+    # the cache's place keeps it away.
+    (directory / "__pycache__").touch()
+    manifest = {"sha256": artifact.sha256, "candidate": artifact.candidate, "version": version}
+    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(config_pbtxt(artifact.spec, serving, [version]), encoding="utf-8")
+    (directory / LABELS_FILE).write_text("\n".join(artifact.spec.labels) + "\n", encoding="utf-8")
+    sync([*directory.iterdir(), directory])
+
+
+def write_model(directory: Path, artifact: Artifact, serving: Serving, version: int) -> None:
+    """Write a whole model with one version into the new `directory`. Raises `PromotionError`."""
+    directory.mkdir(parents=True)
+    write_version(directory / str(version), artifact, serving, version)
+    for name in (CONFIG_FILE, LABELS_FILE):
+        shutil.copyfile(directory / str(version) / name, directory / name)
+    sync([directory / CONFIG_FILE, directory / LABELS_FILE, directory])
+
+
+def manifest_sha256(version_directory: Path) -> str:
+    """Return the SHA-256 that a version's model.onnx must have."""
+    manifest = json.loads((version_directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return str(manifest["sha256"])
+
+
+def same_interface(one: Path, other: Path) -> bool:
+    """Return whether two version directories take and give the same tensors with the same labels.
+
+    Only then can one `config.pbtxt` serve both at once.
+    """
+    first, second = read_config(one / CONFIG_FILE), read_config(other / CONFIG_FILE)
+    labels = (one / LABELS_FILE).read_bytes() == (other / LABELS_FILE).read_bytes()
+    return labels and list(first.input) == list(second.input) and list(first.output) == list(second.output)
+
+
+def with_versions(config_file: Path, versions: Sequence[int]) -> str:
+    """Return the text of `config_file` with its last line, the version policy, naming `versions`."""
+    *body, _ = config_file.read_text(encoding="utf-8").splitlines()
+    policy = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}"
+    return "\n".join([*body, policy]) + "\n"
+
+
+def sync(paths: Iterable[Path]) -> None:
+    """Bring files and directories to the disk (fsync), so that a rename that follows never outruns them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _tensor(kind: str, tensor: TensorSpec, *, labels: bool = False) -> str:
+    dims = ", ".join(map(str, tensor.shape))
+    label = f' label_filename: "{LABELS_FILE}"' if labels else ""
+    return f"{kind} {{ name: {json.dumps(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]{label} }}"
+
+
+def _warmup(spec: ModelSpec, size: int) -> str:
+    inputs = " ".join(
+        f"inputs {{ key: {json.dumps(tensor.name)} value {{ data_type: {_TYPES[tensor.dtype]} "
+        f"dims: [ {', '.join(map(str, tensor.shape))} ] zero_data: true }} }}"
+        for tensor in spec.inputs
+    )
+    return f'model_warmup {{ name: "batch of {size}" batch_size: {size} {inputs} }}'

@@ -1,0 +1,104 @@
+"""Put the winner into Triton's repository without dropping a request.
+
+Reads the verdict, registers the winner's file (the registered version is Triton's version), and hands over to
+`pipeline.serving.promotion`. Leaves promotion.json, golden.safetensors (inputs and the answers that were demanded) and
+a copy of the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from pipeline.candidates import Candidate, load_candidates
+from pipeline.checkpoint import load_spec, sha256
+from pipeline.config import Promote, Serving
+from pipeline.errors import PromotionError
+from pipeline.evaluation import GOLDEN_FILE, Verdict, load_verdict
+from pipeline.runners import OnnxRunner
+from pipeline.serving import promotion
+from pipeline.serving.client import Client
+from pipeline.serving.repository import Artifact
+from pipeline.types import Metrics, Registry
+
+PROMOTION_FILE = "promotion.json"
+
+
+def promote(
+    config: Promote,
+    *,
+    candidates: Path,
+    evaluation: Path,
+    serving: Serving,
+    registry: Registry,
+    out: Path,
+    control: promotion.Control | None = None,
+) -> Metrics:
+    """Promote the winner of the verdict.
+
+    Args:
+        config: deadline and number of golden images.
+        candidates: directory of candidates.json and the ONNX files.
+        evaluation: directory of verdict.json and golden.safetensors.
+        serving: the served model's name and settings.
+        registry: gives the version and moves the aliases.
+        out: empty directory for the results.
+        control: the server; the one at `places.triton_grpc()` if None.
+
+    Raises:
+        PromotionError: the verdict names no winner, or the winner was refused on its way; the champion serves on.
+        TritonError: Triton cannot be reached.
+    """
+    candidate = _winner(candidates, load_verdict(evaluation))
+    file = candidates / candidate.file
+    if sha256(file) != candidate.sha256:
+        raise PromotionError(
+            f"{file} has SHA-256 {sha256(file)}, but candidates.json says {candidate.sha256}: the file changed after it "
+            f"was exported. Run `flyweight export_onnx` again"
+        )
+    artifact = Artifact(file, load_spec(file.parent), candidate.sha256, candidate.name)
+    images = _golden_images(evaluation, min(config.golden_images, serving.max_batch_size))
+    golden = golden_answers(artifact, images, serving.threads)
+    save_file({**golden.inputs, **golden.outputs}, out / GOLDEN_FILE)
+    tags = {"candidate": candidate.name, "precision": candidate.precision, "source": candidate.source}
+    begin = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        server = control or stack.enter_context(Client())
+        done = promotion.promote(serving, artifact, golden, registry, tags, server, config.load_timeout_s)
+    seconds = time.perf_counter() - begin
+    record = {**asdict(done), "candidate": candidate.name, "ledger": str(done.ledger), "seconds": round(seconds, 3)}
+    (out / PROMOTION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(done.ledger, out / "ledger.jsonl")
+    return {"version": float(done.version), "reused": float(done.reused), "promotion_seconds": seconds}
+
+
+def _winner(candidates: Path, verdict: Verdict) -> Candidate:
+    """Return the candidate that the verdict names. Raises `PromotionError` where it names none."""
+    if verdict.verdict != "PROMOTE" or verdict.winner is None:
+        raise PromotionError(f"nothing is promoted, as the verdict is {verdict.verdict}: {verdict.sentence}")
+    return load_candidates(candidates).named(verdict.winner)
+
+
+def golden_answers(artifact: Artifact, images: NDArray[np.uint8], threads: int) -> promotion.Golden:
+    """Return `images` (N, C, H, W) with what ONNX Runtime in this process answers, on as many threads as in Triton."""
+    inputs = {artifact.spec.inputs[0].name: images}
+    runner = OnnxRunner(artifact.onnx, threads)
+    outputs = runner(inputs)
+    runner.close()
+    return promotion.Golden(inputs, outputs)
+
+
+def _golden_images(evaluation: Path, wanted: int) -> NDArray[np.uint8]:
+    """Return the first `wanted` images that `evaluate` set aside. Raises `PromotionError`."""
+    path = evaluation / GOLDEN_FILE
+    if not path.is_file():
+        raise PromotionError(f"{path} is missing: give the directory that `evaluate` wrote")
+    return load_file(path)["images"][:wanted]

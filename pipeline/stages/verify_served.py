@@ -1,0 +1,119 @@
+"""Ask the live endpoint, as any client would, and compare it with the file that was promoted.
+
+Test images go over gRPC to the model without a version; the same file answers them in this process. Leaves served.json.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.candidates import load_candidates
+from pipeline.checkpoint import load_spec
+from pipeline.config import Serving, VerifyServed
+from pipeline.data import Split, open_split
+from pipeline.errors import PromotionError
+from pipeline.progress import report
+from pipeline.runners import OnnxRunner
+from pipeline.serving.client import Client
+from pipeline.serving.promotion import TOLERANCE, difference
+from pipeline.stages.promote import PROMOTION_FILE
+from pipeline.types import Metrics
+
+SERVED_FILE = "served.json"
+
+
+def verify_served(
+    config: VerifyServed,
+    *,
+    data: Path,
+    candidates: Path,
+    promotion: Path,
+    serving: Serving,
+    out: Path,
+    client: Client | None = None,
+) -> Metrics:
+    """Hold the live endpoint to the promoted file: hash, version, answers; and measure its accuracy.
+
+    Args:
+        config: how many test images.
+        data: prepared data.
+        candidates: directory of candidates.json and the ONNX files.
+        promotion: directory of promotion.json.
+        serving: the served model's name and settings.
+        out: empty directory for served.json.
+        client: asks the server; one for `places.triton_grpc()` if None.
+
+    Raises:
+        PromotionError: the endpoint serves other bytes, another version or other answers.
+        TritonError: Triton cannot be reached.
+    """
+    promoted = json.loads((promotion / PROMOTION_FILE).read_text(encoding="utf-8"))
+    candidate = load_candidates(candidates).named(promoted["candidate"])
+    name = load_spec((candidates / candidate.file).parent).inputs[0].name
+    split = open_split(data, "test")
+    count = min(config.images, len(split))
+    asker = client or Client()
+    sha256, version = asker.attested(serving.model)
+    begin = time.perf_counter()
+    served = _ask(asker, serving, name, split, count)
+    seconds = time.perf_counter() - begin
+    asker.close()
+    expected = _expect(candidates / candidate.file, serving, name, split, count)
+    labels = split.labels[:count]
+    record = {
+        "model": serving.model,
+        "version": version,
+        "sha256": sha256,
+        "images": count,
+        "accuracy": float((served.argmax(axis=1) == labels).mean()),
+        "agreement": float((served.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+        "bit_equal": float((served == expected).all(axis=1).mean()),
+        "max_difference": float(np.abs(served - expected).max()),
+        "tolerance": TOLERANCE,
+        "images_per_second": count / seconds,
+    }
+    (out / SERVED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    _check(record, promoted, difference({"logits": expected}, {"logits": served}))
+    return {key: float(record[key]) for key in ("accuracy", "agreement", "bit_equal", "max_difference", "images")}
+
+
+def _ask(client: Client, serving: Serving, name: str, split: Split, count: int) -> NDArray[np.float32]:
+    """Return the served logits (count, classes) of the first `count` images, a full batch a request."""
+    parts = []
+    for start in range(0, count, serving.max_batch_size):
+        images = split.slice(start, min(start + serving.max_batch_size, count))
+        answer = client.infer(serving.model, {name: images})
+        parts.append(next(iter(answer.outputs.values())))
+        report("served images", done=start + len(images), total=count)
+    return np.concatenate(parts)
+
+
+def _expect(file: Path, serving: Serving, name: str, split: Split, count: int) -> NDArray[np.float32]:
+    """Return what the file answers in this process, in the same batches."""
+    runner = OnnxRunner(file, serving.threads)
+    parts = []
+    for start in range(0, count, serving.max_batch_size):
+        images = split.slice(start, min(start + serving.max_batch_size, count))
+        parts.append(next(iter(runner({name: images}).values())))
+    runner.close()
+    return np.concatenate(parts)
+
+
+def _check(record: dict, promoted: dict, trouble: str | None) -> None:
+    """Raise `PromotionError` unless what answers is what was promoted."""
+    for what in ("sha256", "version"):
+        if record[what] != promoted[what]:
+            raise PromotionError(
+                f"{record['model']} answers with {what} {record[what]}, but {promoted[what]} was promoted: something else "
+                f"was promoted since, or rolled back. `flyweight promote` puts the verdict's winner back"
+            )
+    if trouble is not None:
+        raise PromotionError(
+            f"{record['model']} version {record['version']} does not answer as its file does on the first "
+            f"{record['images']} test images: {trouble}"
+        )
