@@ -141,7 +141,7 @@ def build(
 def _logger(library: ModuleType) -> Any:
     """Return a logger that keeps errors for our own messages instead of printing them."""
 
-    class Errors(library.ILogger):  # type: ignore[name-defined, misc]  # the library is known at run time only
+    class Errors(library.ILogger):  # type: ignore[name-defined]  # the library is known at run time only
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -93,6 +93,7 @@ class Static:
         elif self.fold == "on" or (self.fold == "auto" and cpu.describe().vnni):
             fold_columns(quantized)
         _drop_dead(quantized)
+        del quantized.metadata_props[:]
         source = {entry.key: entry.value for entry in model.metadata_props}
         annotate(quantized, {**source, "precision": "int8", "target": target, "calibration": self.calibration})
         check(quantized, f"the {target} form of {onnx_file.name}")

@@ -30,6 +30,8 @@ def build_tensorrt(config: BuildTensorrt, *, candidates: Path, serving: Serving,
     if builder is None:
         save(out, Engines(skipped=reason))
         raise Skipped(reason)
+    if builder == "tensorrt_rtx" and gpu and gpu.compute_capability not in trt.RTX_TARGETS:
+        gpu = None  # the engine is for other machines
     found = load_candidates(candidates)
     wanted = [found.named(name) for name in config.candidates]
     largest = serving.max_batch_size

@@ -1,0 +1,123 @@
+"""Exported graphs against PyTorch, then what every graph promises, then what cannot be exported."""
+
+import hashlib
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from pipeline import onnx_graph
+from pipeline.checkpoint import Preprocessing, WithPreprocessing, build, image_classifier
+from pipeline.errors import ModelError
+from pipeline.runners import OnnxRunner
+
+
+@pytest.fixture(scope="module")
+def spec():
+    preprocessing = Preprocessing(mean=(0.3, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    arguments = {"width": 4, "blocks": [1, 1]}
+    return image_classifier("resnet", arguments, (3, 8, 8), ("cat", "dog", "emu"), preprocessing)
+
+
+@pytest.fixture(scope="module")
+def network(spec):
+    torch.manual_seed(3)
+    network = build(spec)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def file(spec, network, tmp_path_factory):
+    file = tmp_path_factory.mktemp("exported") / "model.onnx"
+    onnx_graph.export(spec, network, file, metadata={"weights_sha256": "abc"})
+    return file
+
+
+@pytest.fixture(scope="module")
+def model(file):
+    return onnx.load(file)
+
+
+def images(count):
+    return np.random.default_rng(5).integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_onnx_answers_as_pytorch_does_at_any_batch(spec, network, file, batch):
+    raw = images(batch)
+    with torch.inference_mode():
+        expected = WithPreprocessing(spec, network)(torch.from_numpy(raw)).numpy()
+    np.testing.assert_allclose(OnnxRunner(file)({"image": raw})["logits"], expected, atol=1e-5)
+
+
+def test_the_graph_takes_raw_pixels_and_a_batch_of_any_size(model):
+    (image,), (logits,) = model.graph.input, model.graph.output
+    assert (image.name, image.type.tensor_type.elem_type) == ("image", onnx.TensorProto.UINT8)
+    assert (logits.name, logits.type.tensor_type.elem_type) == ("logits", onnx.TensorProto.FLOAT)
+    assert [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim] == ["batch", 3, 8, 8]
+    assert [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim] == ["batch", 3]
+
+
+def test_batch_norm_is_folded_and_the_mean_over_the_image_is_a_pooling(model):
+    operators = {node.op_type for node in model.graph.node}
+    assert operators == {"Cast", "Mul", "Add", "Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"}
+
+
+def test_metadata_tells_labels_preprocessing_and_lineage(model):
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["labels"]) == ["cat", "dog", "emu"]
+    assert json.loads(metadata["preprocessing"]) == {"mean": [0.3, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+    assert (metadata["weights_sha256"], metadata["opset"]) == ("abc", "20")
+    assert model.opset_import[0].version == 20
+
+
+def test_nothing_of_the_machine_is_in_the_file(file):
+    assert b".py" not in file.read_bytes()
+
+
+def test_the_same_weights_give_the_same_bytes(spec, network, file, tmp_path):
+    onnx_graph.export(spec, network, tmp_path / "again.onnx", metadata={"weights_sha256": "abc"})
+    hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, tmp_path / "again.onnx")}
+    assert len(hashes) == 1
+
+
+def test_the_network_can_be_taken_off_its_preprocessing_and_put_back(spec, model):
+    network = onnx_graph.network_of(model)
+    assert network.graph.input[0].name == "normalised"
+    back = onnx_graph.with_preprocessing(network, spec)
+    assert [node.SerializeToString() for node in back.graph.node] == [
+        node.SerializeToString() for node in model.graph.node
+    ]
+
+
+def test_macs_and_parameters_are_counted_as_by_hand(model):
+    stem, block = 64 * 9 * 3 * 4, 2 * 64 * 9 * 4 * 4
+    strided = 16 * 9 * 4 * 8 + 16 * 9 * 8 * 8 + 16 * 4 * 8
+    assert onnx_graph.macs(model) == stem + block + strided + 8 * 3
+    weights = 9 * 3 * 4 + 2 * 9 * 4 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 4 * 8 + 8 * 3
+    biases = 4 + 2 * 4 + 3 * 8 + 3
+    assert onnx_graph.parameters(model) == weights + biases
+
+
+def test_an_operation_without_onnx_form_is_named(spec):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.special.bessel_j0(x.mean(dim=(2, 3)))
+
+    with pytest.raises(ModelError, match=r"resnet cannot be written as ONNX \(opset 20\): .*bessel_j0") as error:
+        onnx_graph.export(spec, Odd(), file=None)
+    assert "export_onnx.opset" in str(error.value)
+
+
+def test_a_foreign_graph_is_refused(model):
+    foreign = onnx.ModelProto.FromString(model.SerializeToString())
+    del foreign.graph.node[:]
+    with pytest.raises(ModelError, match="has no tensor 'normalised'"):
+        onnx_graph.network_of(foreign)
