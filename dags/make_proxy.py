@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, Param, TriggerRule
-from stage_operator import CHECK, REPORT, StageOperator
+from stage_operator import CHECK, COMMAND, REPORT, StageOperator
 
 from pipeline.form import params
 from pipeline.graph import STAGES, Stage
@@ -23,10 +23,10 @@ MAY_SKIP = {"build_tensorrt"}
 """Stages that may say that they cannot run here; what follows one of them runs all the same."""
 
 
-def make_proxy(dag_id: str = "make_proxy", **operator: Sequence[str]) -> DAG:
+def make_proxy(dag_id: str = "make_proxy", command: Sequence[str] = COMMAND) -> DAG:
     """Return the DAG: `check`, then one task a stage of `pipeline.graph`, then `report` whatever came of them.
 
-    `operator` goes to every `StageOperator`; the tests run a stand-in command through it.
+    `command` is Flyweight's command line; the tests put a stand-in there.
     """
     with DAG(
         dag_id,
@@ -47,7 +47,7 @@ def make_proxy(dag_id: str = "make_proxy", **operator: Sequence[str]) -> DAG:
             stage=CHECK,
             doc_md="Refuse settings that do not hold, in seconds and before anything is done.",
             execution_timeout=timedelta(minutes=2),
-            **operator,
+            command=command,
         )
         report = StageOperator(
             task_id=REPORT,
@@ -55,9 +55,9 @@ def make_proxy(dag_id: str = "make_proxy", **operator: Sequence[str]) -> DAG:
             doc_md="Write the evidence page and close the pipeline's MLflow run, whatever came of the stages.",
             retries=1,
             execution_timeout=timedelta(minutes=10),
-            **operator,
+            command=command,
         )
-        tasks = {stage.name: _task(stage, operator) for stage in STAGES.values()}
+        tasks = {stage.name: _task(stage, command) for stage in STAGES.values()}
         for stage in STAGES.values():
             tasks[stage.name].set_upstream([tasks[name] for name in stage.upstream] or check)
         last = [task for task in tasks.values() if not task.downstream_list]
@@ -66,7 +66,7 @@ def make_proxy(dag_id: str = "make_proxy", **operator: Sequence[str]) -> DAG:
     return dag
 
 
-def _task(stage: Stage, operator: dict[str, Sequence[str]]) -> StageOperator:
+def _task(stage: Stage, command: Sequence[str]) -> StageOperator:
     return StageOperator(
         task_id=stage.name,
         stage=stage.name,
@@ -76,7 +76,7 @@ def _task(stage: Stage, operator: dict[str, Sequence[str]]) -> StageOperator:
         retries=stage.retries,
         execution_timeout=timedelta(minutes=stage.timeout_minutes),
         trigger_rule=TriggerRule.NONE_FAILED if MAY_SKIP & set(stage.upstream) else TriggerRule.ALL_SUCCESS,
-        **operator,
+        command=command,
     )
 
 

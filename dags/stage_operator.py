@@ -30,6 +30,7 @@ from pipeline.form import FORCE, settings_arguments
 from pipeline.graph import STAGES
 from pipeline.supervise import GRACE_SECONDS
 
+COMMAND = (sys.executable, "-m", "pipeline")
 CHECK, REPORT = "check", "report"
 _RUN_LINE = re.compile(r"^flyweight: run (?P<run_id>\S+) (?P<url>\S+)$")
 _ERROR_LINE = re.compile(r"^(flyweight: )?error: ", re.IGNORECASE)
@@ -64,7 +65,7 @@ class StageOperator(BaseOperator):
         *,
         stage: str,
         inputs: Mapping[str, str] | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "pipeline"),
+        command: Sequence[str] = COMMAND,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -35,8 +35,18 @@ def airflow_environment(home: Path, port: int) -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "2",
         # The default asks the resolver for the full name, which takes seconds where there is no DNS.
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
-        # How long on_kill may take before the task is killed; StageOperator needs less than 15 seconds.
-        "AIRFLOW__CORE__KILLED_TASK_CLEANUP_TIME": "20",
+        # A stage starts half a second sooner than with the default of 1 second, for 1 % more of a core.
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+        # A changed file is parsed at once all the same; parsing unchanged ones every 30 seconds costs 10 % of a core.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__DAG_PROCESSOR__PRINT_STATS_INTERVAL": "0",
+        # New files in dags/ are seen within so many seconds; the default is 300.
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        # How long a task's supervisor may take to notice that the task has ended (the default, 5 s, is more than many a
+        # stage takes), and how long the scheduler may take to notice that.
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         # Loopback only: whoever can log in can run code on this machine.
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
