@@ -124,8 +124,15 @@ def set_widths_(network: nn.Module, wanted: dict[str, tuple[int, int]]) -> None:
                     f"layer {name!r} has {old.groups} groups; pruned grouped convolutions cannot be rebuilt"
                 )
             new = nn.Conv2d(
-                inputs, outputs, old.kernel_size, old.stride, old.padding, old.dilation, bias=old.bias is not None
-            )  # fmt: skip
+                inputs,
+                outputs,
+                old.kernel_size,  # type: ignore[arg-type]  # torch says tuple[int, ...] of what is always a pair
+                old.stride,  # type: ignore[arg-type]
+                old.padding,  # type: ignore[arg-type]
+                old.dilation,  # type: ignore[arg-type]
+                bias=old.bias is not None,
+                padding_mode=old.padding_mode,
+            )
         elif isinstance(old, nn.Linear):
             new = nn.Linear(inputs, outputs, bias=old.bias is not None)
         elif isinstance(old, nn.BatchNorm2d):

@@ -1,0 +1,96 @@
+"""What the three training stages share: launching a job, its numbers and its curves."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline import macs, progress
+from pipeline.checkpoint import ModelSpec, Preprocessing, image_classifier, load
+from pipeline.config import Component, Distributed
+from pipeline.data import Manifest, load_manifest
+from pipeline.distributed.launch import launch, processes
+from pipeline.errors import ModelError
+from pipeline.training import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
+from pipeline.types import Metrics
+
+
+def new_spec(model: Component, manifest: Manifest) -> ModelSpec:
+    """Return the spec of a fresh `model` for the data that `manifest` describes."""
+    preprocessing = Preprocessing(mean=manifest.mean, std=manifest.std)
+    return image_classifier(model.name, model.arguments, manifest.image_shape, manifest.labels, preprocessing)
+
+
+def check_same_task(who: str, spec: ModelSpec, manifest: Manifest) -> None:
+    """Raise `ModelError` unless `spec` answers about the images and labels that `manifest` describes."""
+    if spec.labels != manifest.labels:
+        raise ModelError(
+            f"the {who} knows the labels {', '.join(spec.labels)}, but the data set {manifest.name} has "
+            f"{', '.join(manifest.labels)}: train the {who} on this data set first"
+        )
+    if spec.image_shape != manifest.image_shape:
+        raise ModelError(
+            f"the {who} takes images of shape {spec.image_shape}, but the data set {manifest.name} has "
+            f"{manifest.image_shape}: train the {who} on this data set first"
+        )
+
+
+def train_job(job: TrainingJob, distributed: Distributed) -> Metrics:
+    """Train under torchrun, draw the curves into ``job.out/plots`` and return what the training came to."""
+    manifest = load_manifest(job.data)
+    check_batch(job.section, job.fit, manifest.counts["train"], processes(distributed))
+    part, parts = job.part
+    steps = job.fit.epochs * steps_an_epoch(job.fit, manifest.counts["train"])
+    progress.report(job.what, done=part * steps, total=parts * steps)
+    begun = time.perf_counter()
+    launch("pipeline.training:run", job.model_dump(mode="json"), distributed, job.scratch)
+    seconds = time.perf_counter() - begun
+    history = read_history(job.out)
+    draw_curves(history, job.what, job.out / "plots" / "learning_curves.png")
+    return {**size(job.out), **_summary(history), "seconds": seconds}
+
+
+def read_history(out: Path) -> list[dict[str, float]]:
+    """Return what a finished training wrote of its epochs."""
+    history: list[dict[str, float]] = json.loads((out / HISTORY_FILE).read_text(encoding="utf-8"))
+    return history
+
+
+def size(directory: Path) -> dict[str, float]:
+    """Return ``parameters`` and ``macs`` of the checkpoint in `directory`."""
+    spec, network = load(directory)
+    return {"parameters": macs.parameters(network), "macs": macs.macs(network, spec.image_shape)}
+
+
+def draw_curves(history: list[dict[str, float]], title: str, file: Path) -> None:
+    """Draw losses and validation accuracy over the epochs as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    epochs = [row["epoch"] for row in history]
+    figure, (losses, accuracy) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for name, label in (("train_loss", "training"), ("validation_loss", "validation, cross-entropy")):
+        losses.plot(epochs, [row[name] for row in history], marker=".", label=label)
+    losses.set(xlabel="epoch", ylabel="loss", title=title)
+    losses.legend()
+    accuracy.plot(epochs, [100 * row["validation_accuracy"] for row in history], marker=".", color="tab:green")
+    accuracy.set(xlabel="epoch", ylabel="validation accuracy, %", title=title)
+    for axes in (losses, accuracy):
+        axes.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def _summary(history: list[dict[str, Any]]) -> dict[str, float]:
+    best = max(history, key=lambda row: (row["validation_accuracy"], row["epoch"]))
+    return {
+        "validation_accuracy": best["validation_accuracy"],
+        "epochs": len(history),
+        "best_epoch": best["epoch"],
+        "images_per_second": sum(row["images_per_second"] for row in history) / len(history),
+    }

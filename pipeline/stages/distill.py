@@ -1,0 +1,101 @@
+"""Train a student to answer as the teacher does.
+
+Leaves a checkpoint, `history.json` and `plots/learning_curves.png`. Distillation is not assumed to help: with
+`baseline` the same student also learns without the teacher, the better on the validation split is kept, and
+`baseline.json` says which.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from pipeline import checkpoint, macs
+from pipeline.config import Distill, Distributed
+from pipeline.data import load_manifest
+from pipeline.fitting import check_same_task, new_spec, size, train_job
+from pipeline.training import TrainingJob
+from pipeline.types import Metrics
+
+BASELINE_FILE = "baseline.json"
+_log = logging.getLogger(__name__)
+
+
+def distill(
+    config: Distill, *, data: Path, teacher: Path, distributed: Distributed, seed: int, out: Path, scratch: Path
+) -> Metrics:
+    """Train `config.model` with `config.loss` against the checkpoint in `teacher`; return accuracy, size and speed.
+
+    Raises `ModelError` where the teacher was trained for other labels or images, and `SettingsError` as `train` does.
+    """
+    manifest = load_manifest(data)
+    check_same_task("teacher", checkpoint.load_spec(teacher), manifest)
+    job = TrainingJob(
+        section="distill.fit",
+        what="distill",
+        spec=new_spec(config.model, manifest),
+        fit=config.fit,
+        data=data,
+        seed=seed,
+        scratch=scratch / "distilled",
+        out=scratch / "distilled" / "out" if config.baseline else out,
+        strategy=distributed.strategy,
+        teacher=teacher,
+        loss=config.loss,
+        part=(0, 2 if config.baseline else 1),
+    )
+    _warn(config, teacher, job)
+    distilled = train_job(job, distributed)
+    if not config.baseline:
+        return distilled
+    alone_job = job.model_copy(
+        update={
+            "what": "distill (baseline)",
+            "scratch": scratch / "alone",
+            "out": scratch / "alone" / "out",
+            "teacher": None,
+            "loss": None,
+            "part": (1, 2),
+        }
+    )
+    return _keep_the_better({"distilled": distilled, "alone": train_job(alone_job, distributed)}, job, alone_job, out)
+
+
+def _keep_the_better(both: dict[str, Metrics], job: TrainingJob, alone_job: TrainingJob, out: Path) -> Metrics:
+    """Copy the better of the two students to `out` and say which it is; a tie goes to the distilled one."""
+    accuracy = {name: numbers["validation_accuracy"] for name, numbers in both.items()}
+    kept = "alone" if accuracy["alone"] > accuracy["distilled"] else "distilled"
+    shutil.copytree(alone_job.out if kept == "alone" else job.out, out, dirs_exist_ok=True)
+    record = {"kept": kept, "validation_accuracy": accuracy}
+    (out / BASELINE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if kept == "alone":
+        _log.warning(
+            "distillation did not help: the student alone reached %.4f against %.4f", *reversed(accuracy.values())
+        )
+    return {
+        **both[kept],
+        "seconds": sum(numbers["seconds"] for numbers in both.values()),
+        "baseline_validation_accuracy": accuracy["alone"],
+        "distilled_validation_accuracy": accuracy["distilled"],
+        "distillation_gain": accuracy["distilled"] - accuracy["alone"],
+    }
+
+
+def _warn(config: Distill, teacher: Path, job: TrainingJob) -> None:
+    """Say what will run but is hardly meant."""
+    student, heavy = macs.macs(checkpoint.build(job.spec), job.spec.image_shape), size(teacher)["macs"]
+    if student >= heavy:
+        _log.warning(
+            "the student (distill.model) needs %d multiply-accumulates, the teacher %d: it will not be faster; "
+            "choose a smaller width or fewer blocks",
+            student,
+            heavy,
+        )
+    if config.fit.label_smoothing:
+        _log.warning(
+            "distill.fit.label_smoothing is %s, which a distillation loss does not use%s",
+            config.fit.label_smoothing,
+            "; only the baseline does" if config.baseline else "",
+        )
