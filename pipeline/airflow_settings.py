@@ -43,10 +43,9 @@ def airflow_environment(home: Path, port: int) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__PRINT_STATS_INTERVAL": "0",
         # New files in dags/ are seen within so many seconds; the default is 300.
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
-        # How long a task's supervisor may take to notice that the task has ended (the default, 5 s, is more than many a
-        # stage takes), and how long the scheduler may take to notice that.
+        # A task's supervisor may sleep so long after the task has ended; the default, 5 seconds, is more than many a stage
+        # takes, and there are thirteen tasks.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         # Loopback only: whoever can log in can run code on this machine.
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
