@@ -218,10 +218,11 @@ class _Change:
     def already_serves(self, artifact: Artifact, serving: Serving, golden: Golden, version: int) -> bool:
         """Return whether these bytes under these settings are what unpinned requests get."""
         directory = self.directory / str(version)
-        config = (directory / files.CONFIG_FILE).read_text(encoding="utf-8")
+        config, labels = ((directory / name).read_text("utf-8") for name in (files.CONFIG_FILE, files.LABELS_FILE))
         same = (
             files.manifest_sha256(directory) == artifact.sha256
             and config == files.config_pbtxt(artifact.spec, serving, [version])
+            and labels == files.labels_text(artifact.spec)
             and (directory / files.BACKEND.name).read_bytes() == files.BACKEND.read_bytes()
         )
         if same and not self._is_ready(version):
@@ -369,6 +370,12 @@ def difference(expected: Mapping[str, NDArray], served: Mapping[str, NDArray]) -
                 f"{name!r} by up to {largest:.3g}, allowed is {TOLERANCE:g}"
             )
     return None
+
+
+def _set_aliases(registry: Registry, model: str, version: int, previous: int | None) -> None:
+    registry.set_alias(model, CHAMPION, version)
+    if previous is not None:
+        registry.set_alias(model, PREVIOUS, previous)
 
 
 def _version(registry: Registry, model: str, artifact: Artifact, tags: Mapping[str, str], previous: int | None) -> int:

@@ -98,6 +98,11 @@ def config_pbtxt(spec: ModelSpec, serving: Serving, versions: Sequence[int]) -> 
     return "\n".join(lines) + "\n"
 
 
+def labels_text(spec: ModelSpec) -> str:
+    """Return the content of the label file: one class a line, in the order of the outputs."""
+    return "\n".join(spec.labels) + "\n"
+
+
 def read_config(path: Path) -> Any:
     """Return a `config.pbtxt` as protobuf. Raises `PromotionError`."""
     try:
@@ -138,7 +143,7 @@ def write_version(directory: Path, artifact: Artifact, serving: Serving, version
     manifest = {"sha256": artifact.sha256, "candidate": artifact.candidate, "version": version}
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     (directory / CONFIG_FILE).write_text(config_pbtxt(artifact.spec, serving, [version]), encoding="utf-8")
-    (directory / LABELS_FILE).write_text("\n".join(artifact.spec.labels) + "\n", encoding="utf-8")
+    (directory / LABELS_FILE).write_text(labels_text(artifact.spec), encoding="utf-8")
     sync([*directory.iterdir(), directory])
 
 

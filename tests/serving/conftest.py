@@ -1,0 +1,59 @@
+import os
+from pathlib import Path
+
+import pytest
+from serving_toys import FakeTriton, Registry, Server
+
+from pipeline.config import ROOT, Serving
+from pipeline.serving import local_triton
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of its own: home, repository and ledger under a temporary directory."""
+    monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(tmp_path / "triton_repo"))
+    (tmp_path / "triton_repo").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def registry(home: Path) -> Registry:
+    return Registry(home / "registry.json")
+
+
+@pytest.fixture
+def fake(home: Path) -> FakeTriton:
+    return FakeTriton(home / "triton_repo", home / "loaded.json")
+
+
+@pytest.fixture
+def serving() -> Serving:
+    return Serving(model="proxy", max_batch_size=8, instances=1)
+
+
+@pytest.fixture(scope="session")
+def triton_server(tmp_path_factory: pytest.TempPathFactory):
+    """One real Triton for all tests of a session, with a home and a repository of its own."""
+    home = tmp_path_factory.mktemp("triton")
+    (home / "triton_repo").mkdir()
+    (home / "home").mkdir()
+    installed = Path(os.environ.get("FLYWEIGHT_HOME", ROOT / ".flyweight")) / "triton"
+    if installed.is_dir():
+        (home / "home" / "triton").symlink_to(installed)
+    server = Server(home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLYWEIGHT_HOME", str(home / "home"))
+        local_triton.install()
+        server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def triton(triton_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The real Triton as this machine's."""
+    monkeypatch.setenv("FLYWEIGHT_HOME", str(triton_server.home / "home"))
+    monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(triton_server.repository))
+    monkeypatch.setenv("FLYWEIGHT_TRITON_GRPC", triton_server.url)
+    return triton_server

@@ -1,0 +1,43 @@
+import pytest
+
+from pipeline.serving.ledger import Ledger, lock
+
+
+def test_lines_come_back_in_order(home):
+    ledger = Ledger("proxy")
+    ledger.append("begin", version=1)
+    ledger.append("verified", version=1, previous=None)
+    assert [entry["step"] for entry in ledger.entries()] == ["begin", "verified"]
+    assert ledger.path == home / ".triton_repo" / "ledger" / "proxy.jsonl"
+
+
+def test_a_line_that_its_writer_was_killed_in_is_dropped(home):
+    ledger = Ledger("proxy")
+    ledger.append("begin", version=1)
+    with ledger.path.open("ab") as file:
+        file.write(b'{"step": "verif')
+    assert [entry["step"] for entry in ledger.entries()] == ["begin"]
+    ledger.append("begin", version=2)
+    assert [entry.get("version") for entry in ledger.entries()] == [1, 2]
+
+
+def test_the_last_verification_or_rollback_serves(home):
+    ledger = Ledger("proxy")
+    assert ledger.serving() is None
+    ledger.append("verified", version=1, previous=None)
+    ledger.append("verified", version=4, previous=1)
+    ledger.append("refused", version=5, reason="wrong")
+    assert ledger.serving()["version"] == 4
+    assert (ledger.before(4), ledger.before(1)) == (1, None)
+    ledger.append("rolled_back", version=1, previous=4)
+    assert ledger.serving()["version"] == 1
+
+
+def test_one_change_at_a_time(home):
+    with lock("proxy"):
+        with lock("other"):
+            pass
+        with pytest.raises(BlockingIOError, match="another process is changing what proxy serves"), lock("proxy"):
+            pass
+    with lock("proxy"):
+        assert (home / ".triton_repo" / "lock" / "proxy").exists()

@@ -1,0 +1,103 @@
+import pytest
+from google.protobuf import text_format
+from serving_toys import artifact, spec
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from pipeline.config import Serving
+from pipeline.errors import PromotionError
+from pipeline.serving import repository
+
+
+def parsed(text):
+    return text_format.Parse(text, ModelConfig())
+
+
+def test_config_says_what_the_spec_says():
+    config = parsed(repository.config_pbtxt(spec(), Serving(max_batch_size=32, instances=3, threads=2), [4]))
+    assert config.name == ""  # a candidate is renamed
+    assert [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in config.input] == [("image", 2, [1, 2, 2])]
+    assert [tensor.name for tensor in config.output] == ["logits", repository.ATTESTED]
+    assert config.output[0].label_filename == repository.LABELS_FILE
+    assert (config.max_batch_size, config.instance_group[0].count) == (32, 3)
+    assert config.parameters["threads"].string_value == "2"
+    assert list(config.version_policy.specific.versions) == [4]
+
+
+def test_waiting_requests_are_bounded_and_more_are_rejected():
+    policy = parsed(repository.config_pbtxt(spec(), Serving(), [1])).dynamic_batching.default_queue_policy
+    assert policy.max_queue_size > 0
+    assert policy.timeout_action == 0  # REJECT
+
+
+def test_warm_up_covers_one_image_and_a_full_batch():
+    config = parsed(repository.config_pbtxt(spec(), Serving(max_batch_size=16), [1]))
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 16]
+    assert len(parsed(repository.config_pbtxt(spec(), Serving(max_batch_size=1), [1])).model_warmup) == 1
+
+
+def test_a_name_with_quotes_stays_one_name():
+    odd = spec().model_copy(update={"outputs": (spec().outputs[0].model_copy(update={"name": 'a "b" { }'}),)})
+    assert parsed(repository.config_pbtxt(odd, Serving(), [1])).output[0].name == 'a "b" { }'
+
+
+def test_the_policy_is_changed_and_nothing_else(tmp_path):
+    text = repository.config_pbtxt(spec(), Serving(), [2])
+    (tmp_path / "config.pbtxt").write_text(text)
+    changed = repository.with_versions(tmp_path / "config.pbtxt", [2, 1])
+    assert changed == repository.config_pbtxt(spec(), Serving(), [1, 2])
+    (tmp_path / "config.pbtxt").write_text(changed)
+    assert repository.served_versions(tmp_path) == (1, 2)
+
+
+def test_a_version_has_all_that_the_backend_needs_and_no_room_for_a_cache(tmp_path):
+    repository.write_version(tmp_path / "7", artifact(tmp_path, 1.0), Serving(), 7)
+    names = {"model.onnx", "model.py", "manifest.json", "config.pbtxt", "labels.txt", "__pycache__"}
+    assert {path.name for path in (tmp_path / "7").iterdir()} == names
+    assert (tmp_path / "7" / "__pycache__").is_file()
+
+
+def test_bytes_that_are_not_the_promised_ones_are_refused(tmp_path):
+    bad = artifact(tmp_path, 1.0)
+    bad.onnx.write_bytes(bad.onnx.read_bytes() + b"\0")
+    with pytest.raises(PromotionError, match=r"was recorded with .*Run `flyweight export_onnx` again"):
+        repository.write_version(tmp_path / "1", bad, Serving(), 1)
+
+
+def test_other_labels_are_another_interface(tmp_path):
+    one = artifact(tmp_path, 1.0)
+    other = repository.Artifact(one.onnx, spec(("a", "b", "c")), one.sha256, one.candidate)
+    repository.write_version(tmp_path / "1", one, Serving(), 1)
+    repository.write_version(tmp_path / "2", other, Serving(), 2)
+    repository.write_version(tmp_path / "3", one, Serving(instances=1), 3)
+    assert not repository.same_interface(tmp_path / "1", tmp_path / "2")
+    assert repository.same_interface(tmp_path / "1", tmp_path / "3")
+
+
+@pytest.mark.parametrize("name", ["", "Proxy", "../proxy", "a/b", "proxy__cand", "proxy__eval_int8", "x" * 65])
+def test_names_that_cannot_be_directories_of_ours_are_refused(name):
+    with pytest.raises(PromotionError, match=r"serving.model is"):
+        repository.check_name(name)
+
+
+@pytest.mark.parametrize("version", [0, -1, 2**31, 20260821142538123456, True, "1"])
+def test_versions_that_triton_would_trip_over_are_refused(version):
+    with pytest.raises(PromotionError, match="cannot be a version: an integer from 1"):
+        repository.check_version(version)
+
+
+def test_only_plain_numbers_count_as_versions(tmp_path):
+    for name in ("1", "12", "2.tmp", "3_partial", ".4", "5" * 20):
+        (tmp_path / name).mkdir()
+    assert set(repository.version_directories(tmp_path)) == {1, 12}
+
+
+def test_a_config_that_is_none_is_named(tmp_path):
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: {")
+    with pytest.raises(PromotionError, match=r"config\.pbtxt is not a config that Triton could read"):
+        repository.served_versions(tmp_path)
+
+
+def test_the_backend_and_this_package_agree_on_how_to_attest():
+    source = repository.BACKEND.read_text()
+    assert f'ATTEST = "{repository.ATTEST}"' in source
+    assert f'ATTESTED = "{repository.ATTESTED}"' in source
