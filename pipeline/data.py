@@ -172,7 +172,7 @@ def read_shard(path: Path) -> pa.RecordBatch:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)
             if reader.num_record_batches != 1:
-                raise DataError(f"{path} holds {reader.num_record_batches} record batches instead of 1")
+                raise DataError(f"{path} is in {reader.num_record_batches} record batches instead of 1")
             return reader.get_batch(0)
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing") from error
@@ -187,11 +187,12 @@ def write(
     labels: tuple[str, ...],
     splits: Mapping[str, tuple[Images, Labels]],
     dropped: Mapping[str, int] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Manifest:
     """Write `splits` ('train' at least) as a prepared directory and return its manifest, which is written last."""
     shards: dict[str, Shard] = {}
     for split, (images, numbers) in splits.items():
-        shards |= write_split(data, split, images, numbers)
+        shards |= write_split(data, split, images, numbers, shard_bytes)
     images, numbers = splits["train"]
     mean, std = _channel_statistics(images)
     manifest = Manifest(

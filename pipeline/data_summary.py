@@ -36,7 +36,7 @@ class Pixels:
 
 
 def read(data: Path, manifest: Manifest) -> tuple[pa.Table, dict[str, list[Pixels]]]:
-    """Return the table of shards, and for each split what could be read of it."""
+    """Return the table of shards (``file_is`` says what is wrong with the file), and what could be read of each split."""
     rows = []
     splits: dict[str, list[Pixels]] = {split: [] for split in manifest.counts}
     for path in sorted({*manifest.shards, *_unlisted(data, manifest)}):
@@ -46,7 +46,7 @@ def read(data: Path, manifest: Manifest) -> tuple[pa.Table, dict[str, list[Pixel
             splits[path.partition("/")[0]].append(pixels)
     text, number = pa.string(), pa.int64()
     schema = pa.schema(
-        {"where": text, "problem": text, "columns": text, "image_type": text, "label_type": text}
+        {"where": text, "file_is": text, "columns": text, "image_type": text, "label_type": text}
         | {"rows": number, "manifest_rows": number, "sha256": text, "manifest_sha256": text}
     )
     return pa.Table.from_pylist(rows, schema), splits
@@ -88,9 +88,9 @@ def class_table(splits: dict[str, list[Pixels]], manifest: Manifest) -> tuple[pa
     rows, means = [], {}
     for split, shards in splits.items():
         counts, sums = _class_sums(shards, manifest)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means[split] = sums / counts[:, None]
-            times_fewer = counts.max(initial=0) / counts
+        atleast_one = np.maximum(counts, 1)
+        means[split] = sums / atleast_one[:, None]
+        times_fewer = counts.max() / atleast_one
         for label, (name, baseline) in enumerate(zip(manifest.labels, manifest.baseline, strict=True)):
             mean = means[split][label]
             row = {"where": f"{split}/{name}", "images": int(counts[label]), "times_fewer": float(times_fewer[label])}
@@ -112,12 +112,12 @@ def _shard(data: Path, path: str, manifest: Manifest) -> tuple[dict[str, Any], P
     expected = manifest.shards.get(path)
     row: dict[str, Any] = {"where": path}
     if expected is None:
-        return row | {"problem": "is not in the manifest"}, None
+        return row | {"file_is": "not in the manifest"}, None
     row |= {"manifest_rows": expected.rows, "manifest_sha256": expected.sha256}
     try:
         batch = read_shard(data / path)
     except DataError as error:
-        return row | {"problem": str(error).removeprefix(f"{data / path} ")}, None
+        return row | {"file_is": str(error).removeprefix(f"{data / path} is ")}, None
     row |= {"columns": ", ".join(batch.schema.names), "rows": batch.num_rows, "sha256": file_sha256(data / path)}
     types = {name: batch.schema.field(name).type for name in ("image", "label") if name in batch.schema.names}
     row |= {f"{name}_type": str(kind) for name, kind in types.items()}

@@ -80,7 +80,7 @@ def validate(config: Expectations, *, data: Path, out: Path) -> Metrics:
 def _shard_expectations(manifest: Manifest) -> list[gxe.Expectation]:
     types = {name: str(kind) for name, kind in manifest.shard_types.items()}
     return [
-        gxe.ExpectColumnValuesToBeNull(column="problem", description="every file is in the manifest and can be read"),
+        gxe.ExpectColumnValuesToBeNull(column="file_is", description="every file is in the manifest and can be read"),
         gxe.ExpectColumnValuesToBeInSet(
             column="columns", value_set=[", ".join(types)], description=f"the columns are {', '.join(types)}"
         ),
@@ -144,6 +144,7 @@ def _image_expectations(config: Expectations, manifest: Manifest, split: str) ->
 
 def _class_expectations(config: Expectations) -> list[gxe.Expectation]:
     return [
+        gxe.ExpectColumnValuesToBeBetween(column="images", min_value=1, description="every class has images"),
         gxe.ExpectColumnValuesToBeBetween(
             column="times_fewer",
             max_value=config.max_class_imbalance,
@@ -207,13 +208,14 @@ def _sentence(result: ExpectationValidationResult, table: pa.Table) -> str:
         return f"{config.description}; observed: {found['observed_value']}"
     columns = [config.kwargs[key] for key in ("column", "column_A", "column_B") if key in config.kwargs]
     rows = table.take(found["partial_unexpected_index_list"][:EXAMPLES]).to_pylist()
-    examples = [f"{row['where']}: {', '.join(f'{name} {_short(row[name])}' for name in columns)}" for row in rows]
+    examples = [f"{row['where']}: {_facts(row, columns)}" for row in rows]
     share = f"{found['unexpected_count']} of {found['element_count']}"
-    return f"{config.description}; observed: {share} otherwise, e.g. {'; '.join(examples)}"
+    return f"{config.description}; observed: not so for {share}, e.g. {'; '.join(examples)}"
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _facts(row: dict[str, Any], columns: list[str]) -> str:
+    values = [f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in columns]
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in zip(columns, values, strict=True))
 
 
 def _measures(tables: dict[str, pa.Table]) -> dict[str, float]:
@@ -239,17 +241,15 @@ def _plot(manifest: Manifest, classes: pa.Table, means: dict[str, NDArray[np.flo
         axes.bar(np.arange(len(labels)) + 0.27 * (number - 1), counts[number], 0.25, label=split)
     axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
     axes.set(ylabel="images", title=f"{manifest.name}: images of each class")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(plots / "class_counts.png", dpi=100)
 
-    figure = Figure(figsize=(1.1 * len(labels), 1.3 * len(splits) + 0.5), layout="constrained")
-    grid = figure.subplots(len(splits), len(labels), squeeze=False)
-    for row, split in enumerate(splits):
-        for column, label in enumerate(labels):
-            image = means[split][column].reshape(manifest.image_shape).mean(axis=0)
-            grid[row, column].imshow(image, cmap="gray", vmin=0, vmax=255)
-            grid[row, column].set(xticks=[], yticks=[])
-            grid[0, column].set_title(label, fontsize=8)
-        grid[row, 0].set_ylabel(split)
-    figure.suptitle(f"{manifest.name}: mean image of each class")
+    _, height, width = manifest.image_shape
+    rows = [np.hstack([mean.reshape(manifest.image_shape).mean(axis=0) for mean in means[split]]) for split in splits]
+    figure = Figure(figsize=(len(labels), len(splits) * height / width + 1), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks((np.arange(len(labels)) + 0.5) * width - 0.5, labels, rotation=30, ha="right")
+    axes.set_yticks((np.arange(len(splits)) + 0.5) * height - 0.5, splits)
+    axes.set_title(f"{manifest.name}: mean image of each class")
     figure.savefig(plots / "mean_images.png", dpi=100)

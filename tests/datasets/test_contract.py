@@ -1,0 +1,61 @@
+"""Every file in pipeline/datasets/ keeps to the Dataset protocol, and `python -m pipeline.datasets` prepares it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline.datasets.__main__ as command
+from pipeline import components, config, data
+
+NAMES = components.names("datasets")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_labels_and_shape_and_is_known_to_dvc_and_settings(name: str) -> None:
+    dataset = components.build("datasets", name, {})
+    assert len(dataset.labels) == len(set(dataset.labels)) > 1
+    assert len(dataset.image_shape) == 3
+    assert name in config.load().datasets
+    assert f"prepare@{name}:" in (config.ROOT / "dvc.lock").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_read_gives_train_and_test(name: str, tmp_path: Path) -> None:
+    dataset = components.build("datasets", name, {})
+    raw = config.ROOT / "data" / "raw" / name
+    if name == "digits":
+        dataset.fetch(tmp_path)
+        raw = tmp_path
+    elif not raw.is_dir():
+        pytest.skip(f"{raw} is not there: run `python -m dvc repro fetch@{name}`")
+    for images, labels in dataset.read(raw).values():
+        assert images.shape == (len(labels), *dataset.image_shape)
+        assert images.dtype == np.uint8
+        assert images.max() == 255
+        assert set(labels.tolist()) == set(range(len(dataset.labels)))
+
+
+def test_digits_from_the_package_to_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("params.yaml", "recipes"):
+        source = config.ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    (tmp_path / "data" / "digits").mkdir(parents=True)
+    (tmp_path / "data" / "digits" / "stale").touch()
+    assert command.main(["fetch", "digits"]) == 0
+    assert command.main(["prepare", "digits"]) == 0
+    assert data.load_manifest(tmp_path / "data" / "digits").counts == {"train": 1257, "validation": 180, "test": 360}
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*") if path.is_file()) == [
+        "digits.csv", "manifest.json", *["part-00000.arrow"] * 3,
+    ]  # fmt: skip
+
+
+def test_unknown_data_set_is_the_users_error(caplog: pytest.LogCaptureFixture) -> None:
+    assert command.main(["prepare", "digit"]) == 2
+    assert (
+        "'datasets' in params.yaml has no 'digit'; it has: fashion_mnist, digits; did you mean 'digits'?" in caplog.text
+    )
