@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -123,30 +122,6 @@ def network_of(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in [tensor for tensor in copy.graph.initializer if tensor.name in {"pixel_scale", "pixel_shift"}]:
         copy.graph.initializer.remove(tensor)
     return copy
-
-
-def parameters(model: onnx.ModelProto) -> int:
-    """Return how many numbers the network's float weights and biases hold; preprocessing is not counted."""
-    floats = (tensor for tensor in network_of(model).graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
-    return sum(math.prod(tensor.dims) for tensor in floats)
-
-
-def macs(model: onnx.ModelProto) -> int:
-    """Return the multiply-accumulates of all convolutions and linear layers for one image."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    total = 0
-    for node in graph.node:
-        if node.op_type == "Conv":  # each output element takes one product per weight of its filter
-            total += math.prod(shapes[node.output[0]]) * math.prod(weights[node.input[1]][1:])
-        elif node.op_type in {"Gemm", "MatMul"} and node.input[1] in weights:
-            rows = math.prod(shapes[node.output[0]][:-1])
-            total += rows * math.prod(weights[node.input[1]])
-    return total
 
 
 def set_input(model: onnx.ModelProto, name: str, dtype: int, shape: tuple[int, ...]) -> None:

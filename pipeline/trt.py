@@ -23,7 +23,7 @@ from pipeline.errors import ModelError
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 MODULES: dict[Builder, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
-PACKAGES: dict[Builder, str] = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+PACKAGES: dict[Builder, str] = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13-bindings"}
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120", "SM121")
 """What TensorRT-RTX builds for: all that it knows but Turing (SM75), for which it has no float32 matrix product."""
 WORKSPACE_BYTES = 1 << 30

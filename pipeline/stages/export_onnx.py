@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pipeline import macs as sizes
 from pipeline import onnx_graph
 from pipeline.candidates import Candidate, Candidates, Parity, save
 from pipeline.checkpoint import SPEC_FILE, WEIGHTS_FILE, load, sha256
@@ -99,7 +100,7 @@ def _lineage(checkpoint: Path, data: Path) -> dict[str, str]:
 
 def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: NDArray[np.uint8]) -> Candidate:
     """Run the candidate in `file` beside the PyTorch model in `checkpoint` and write down what it is."""
-    model = onnx.load(file.parents[1] / source / "model.onnx")
+    spec, network = load(checkpoint)
     runner, reference = OnnxRunner(file), TorchRunner(checkpoint)
     try:
         _try_batches(runner, name, images)
@@ -112,8 +113,8 @@ def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: N
         file=f"{name}/model.onnx",
         sha256=sha256(file),
         size_bytes=file.stat().st_size,
-        parameters=onnx_graph.parameters(model),
-        macs=onnx_graph.macs(model),
+        parameters=sizes.parameters(network),
+        macs=sizes.macs(network, spec.image_shape),
         precision="float32" if name == source else "int8",
         target={"int8": "cpu", "int8_tensorrt": "tensorrt"}.get(name, "any"),
         source=source,

@@ -28,7 +28,7 @@ from pipeline.types import Metrics, Quantizer
 
 QUANTIZATION_FILE = "quantization.json"
 BATCHES = (1, 64)
-SECONDS = 0.5
+SECONDS = 0.3
 """Least time of each timing."""
 _log = logging.getLogger(__name__)
 

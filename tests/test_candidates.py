@@ -1,0 +1,50 @@
+"""candidates.json and engines.json: written, read back, and refused."""
+
+import pytest
+
+from pipeline import candidates
+from pipeline.candidates import Candidate, Candidates, Engines, Parity, load_candidates, load_engines
+from pipeline.errors import ModelError
+
+
+@pytest.fixture
+def two():
+    parity = Parity(images=10, max_difference=0.1, mean_difference=0.01, changed_predictions=1)
+    facts = {"sha256": "ab", "size_bytes": 3, "parameters": 2, "macs": 5, "parity": parity}
+    teacher = Candidate(
+        name="teacher", file="teacher/model.onnx", precision="float32", target="any", source="teacher", **facts
+    )
+    int8 = Candidate(name="int8", file="int8/model.onnx", precision="int8", target="cpu", source="pruned", **facts)
+    return Candidates(candidates=(teacher, int8), labels=("cat", "dog"))
+
+
+def test_what_is_saved_is_loaded(two, tmp_path):
+    candidates.save(tmp_path, two)
+    assert load_candidates(tmp_path) == two
+    skipped = Engines(skipped="no builder")
+    candidates.save(tmp_path, skipped)
+    assert load_engines(tmp_path) == skipped
+
+
+def test_a_candidate_is_found_by_name(two):
+    assert two.named("int8").target == "cpu"
+
+
+def test_an_unknown_candidate_is_refused_with_the_near_miss(two):
+    with pytest.raises(
+        ModelError, match="there is no candidate 'teachr'; there are: teacher, int8; did you mean 'teacher'"
+    ):
+        two.named("teachr")
+
+
+def test_a_directory_without_them_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"candidates\.json cannot be read .* Run `flyweight export_onnx`"):
+        load_candidates(tmp_path)
+    with pytest.raises(ModelError, match=r"engines\.json cannot be read .* Run `flyweight build_tensorrt`"):
+        load_engines(tmp_path)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    (tmp_path / "candidates.json").write_text('{"candidates": [{"name": "x"}], "labels": []}')
+    with pytest.raises(ModelError, match=r"candidates\.json does not hold: "):
+        load_candidates(tmp_path)

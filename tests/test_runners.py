@@ -1,0 +1,98 @@
+"""One calling convention: PyTorch and ONNX Runtime on the same network, and what happens where one cannot run."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from pipeline import candidates, checkpoint, runners
+from pipeline.candidates import Engines
+from pipeline.checkpoint import Preprocessing, image_classifier
+from pipeline.errors import ModelError
+from pipeline.runners import OnnxRunner, TensorRTRunner, TorchRunner
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    torch.manual_seed(0)
+    spec = image_classifier(
+        "resnet", {"width": 4, "blocks": [1]}, (1, 6, 6), ("a", "b", "c"), Preprocessing(mean=(0.4,), std=(0.3,))
+    )
+    directory = tmp_path_factory.mktemp("tiny")
+    checkpoint.save(directory, spec, checkpoint.build(spec))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def halver(tmp_path_factory):
+    """An ONNX file without any network: pixels / 2."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["pixels"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", ["pixels", "half"], ["logits"]),
+        ],
+        "halver",
+        [value("image", onnx.TensorProto.UINT8, ["batch", 3])],
+        [value("logits", onnx.TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor("half", onnx.TensorProto.FLOAT, [1], [0.5])],
+    )
+    file = tmp_path_factory.mktemp("halver") / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), file)
+    return file
+
+
+def test_pytorch_answers_as_the_network_with_preprocessing_does(directory):
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 6, 6), dtype=np.uint8)
+    _, network = checkpoint.load(directory)
+    with torch.inference_mode():
+        expected = network((torch.from_numpy(images).float() / 255 - 0.4) / 0.3).numpy()
+    runner = TorchRunner(directory)
+    np.testing.assert_allclose(runner({"image": images})["logits"], expected, atol=1e-5)
+    assert runner.name.startswith("torch:tiny")
+
+
+@pytest.mark.filterwarnings("error")
+def test_pytorch_takes_a_read_only_batch_without_a_warning(directory):
+    images = np.zeros((2, 1, 6, 6), np.uint8)
+    images.flags.writeable = False
+    assert TorchRunner(directory)({"image": images})["logits"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_onnx_runtime_answers_at_any_batch(halver, batch):
+    pixels = np.arange(3 * batch, dtype=np.uint8).reshape(batch, 3)
+    found = OnnxRunner(halver)({"image": pixels})
+    np.testing.assert_array_equal(found["logits"], pixels / 2)
+    assert list(found) == ["logits"]
+
+
+def test_threads_sleep_rather_than_spin():
+    options = runners.session_options(3)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_closed_runner_does_not_answer(halver):
+    runner = OnnxRunner(halver)
+    runner.close()
+    with pytest.raises(AttributeError):
+        runner({"image": np.zeros((1, 3), np.uint8)})
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*model\.onnx: "):
+        OnnxRunner(tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*absent\.onnx: "):
+        OnnxRunner(tmp_path / "absent.onnx")
+
+
+def test_an_engine_without_a_gpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    candidates.save(tmp_path, Engines(builder="tensorrt_rtx"))
+    with pytest.raises(
+        ModelError, match=r"model\.plan needs a GPU, and PyTorch sees none .* measure the ONNX candidate"
+    ):
+        TensorRTRunner(tmp_path / "pruned" / "model.plan")
