@@ -17,7 +17,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline import cpu, handover, places, processes, stack, trt
+from pipeline import cpu, handover, places, stack, trt
 from pipeline.airflow_settings import password_file
 from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
@@ -143,10 +143,10 @@ def _triton() -> Iterator[Check]:
     try:
         local_triton.check_platform()
     except FlyweightError as error:
-        yield Check("Triton", False, str(error), "serve with docker-compose.yml")
+        yield Check("Triton server", False, str(error), "serve with docker-compose.yml")
         return
     if not places.triton().is_dir():
-        yield Check("Triton", None, "not installed yet", "flyweight up triton")
+        yield Check("Triton server", None, "not installed yet", "flyweight up triton")
         return
     line, environment = local_triton.command(places.triton_repository(), grpc_port=1, http_port=2, metrics_port=3)
     try:
@@ -157,7 +157,9 @@ def _triton() -> Iterator[Check]:
     except OSError as error:
         works, last = False, str(error)
     fix = f"rm -r {places.triton()} && flyweight up triton"
-    yield Check("Triton", works, f"the server in {places.triton()} {'runs' if works else f'does not run: {last}'}", fix)
+    yield Check(
+        "Triton server", works, f"the server in {places.triton()} {'runs' if works else f'does not run: {last}'}", fix
+    )
 
 
 def _ports() -> Iterator[Check]:
@@ -175,9 +177,7 @@ def _services() -> Iterator[Check]:
     for name, state in zip(stack.SERVICES, stack.status(), strict=True):
         title = stack.SERVICES[name].title
         if state.running:
-            yield Check(
-                title, state.healthy, state.detail, f"flyweight down && flyweight up; log: {processes.log_file(name)}"
-            )
+            yield Check(title, state.healthy, state.detail, "flyweight down && flyweight up")
         else:
             yield Check(title, None, "not running", f"flyweight up {name}")
 
