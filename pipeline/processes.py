@@ -51,7 +51,7 @@ def start(name: str, command: list[str], environment: Mapping[str, str]) -> Reco
             stdout=descriptor,
             stderr=subprocess.STDOUT,
             pass_fds=(write,),
-            cwd=places.home(),
+            cwd=log.parent,  # holds nothing that Python could take for a package, as <home>/triton
             env={**environment, MARK: str(_directory())},
             start_new_session=True,
         )
