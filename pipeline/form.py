@@ -90,7 +90,8 @@ def _display(words: list[str]) -> dict[str, str]:
 def _section(key: str) -> dict[str, str]:
     """The top-level section of `key` with its help; what has none stands in the form's first, open part."""
     section, dot, _ = key.partition(".")
-    return {"section": f"{section}: {Settings.model_fields[section].description}"} if dot else {}
+    help_text = (Settings.model_fields[section].description or "").replace("`", "")
+    return {"section": f"{section}: {help_text}"} if dot else {}
 
 
 def _leaf(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -115,8 +116,8 @@ def _empty(key: str, trees: Mapping[str, Any]) -> str:
     """What an empty field means: the default, and each recipe that says otherwise."""
     values = {name: value for name, tree in trees.items() if (value := _at(tree, key)) is not None}
     default = values.pop("params.yaml", values.pop("schema", None))
-    others = [f"{name}: `{json.dumps(values[name])}`" for name in recipes() if values.get(name, default) != default]
-    return f"Left empty: `{json.dumps(default)}`" + (f" ({', '.join(others)})" if others else "") + "."
+    others = [f"{name}: {json.dumps(values[name])}" for name in recipes() if values.get(name, default) != default]
+    return f"Left empty: {json.dumps(default)}" + (f" ({', '.join(others)})" if others else "") + "."
 
 
 def _at(tree: Any, key: str) -> Any:
