@@ -137,8 +137,8 @@ def _is_number(kind: pa.DataType | None) -> bool:
 
 
 def _where(shard: Pixels) -> list[str]:
-    labels = (f"{label:g}" for label in shard.labels)
-    return [f"{shard.path} row {row} (label {label})" for row, label in enumerate(labels)]
+    labels = ("no label" if np.isnan(label) else f"label {label:g}" for label in shard.labels)
+    return [f"{shard.path} row {row} ({label})" for row, label in enumerate(labels)]
 
 
 def _whole_numbers(labels: NDArray[np.float64]) -> pa.Array:

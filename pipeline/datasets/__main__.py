@@ -38,7 +38,8 @@ def prepare(name: str) -> None:
     dataset: Dataset = build("datasets", name, {})
     original = dataset.read(config.ROOT / "data" / "raw" / name)
     splits, dropped = divide(original, known[name].validation_images, known[name].split_seed)
-    manifest = data.write(config.ROOT / "data" / name, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
+    with _whole(config.ROOT / "data" / name) as partial:
+        manifest = data.write(partial, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
     _log.info("%s: %s; dropped: %s", name, manifest.counts, manifest.dropped)
 
 
@@ -47,7 +48,8 @@ def _whole(directory: Path) -> Iterator[Path]:
     """Yield an empty directory that becomes `directory` at the end: a killed command leaves nothing that looks done."""
     partial = directory.with_name(f".{directory.name}.partial")
     for old in (partial, directory):
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            shutil.rmtree(old)
     partial.mkdir(parents=True)
     yield partial
     partial.rename(directory)
