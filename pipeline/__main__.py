@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 import click
 
 from pipeline import __version__, config
-from pipeline.errors import FlyweightError, Skipped
+from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import STAGES, Stage
 
 _recipe = click.option("--recipe", metavar="NAME", help=f"Overlay on params.yaml: {', '.join(config.recipes())}.")
@@ -289,6 +290,9 @@ def run(command: Callable[[], Any] = main) -> None:
     except ConnectionError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
+    except Interrupted as told:
+        click.echo(f"error: {told}", err=True)
+        sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ class Skipped(Exception):
     """A stage cannot run on this machine; the message is the reason. Not an error: its run ends FINISHED and tagged."""
 
 
+class Interrupted(BaseException):
+    """The process was told to stop (SIGTERM). Not an Exception, so that no stage takes it for an error of its own."""
+
+
 def near_miss(word: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'epochs'?`` where `allowed` holds something close to `word`, else an empty string."""
     words = list(allowed)

@@ -200,7 +200,7 @@ def tags_of(run: Mapping[str, Any]) -> dict[str, str]:
 
 def run_url(run_id: str, experiment: str) -> str:
     """Return the address of a run in MLflow's UI."""
-    return f"{places.mlflow()}/#/experiments/{experiment}/runs/{run_id}"
+    return f"{places.mlflow_ui()}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def _call(method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:

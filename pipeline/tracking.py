@@ -27,7 +27,7 @@ import psutil
 
 from pipeline import handover, places, progress
 from pipeline.config import Settings
-from pipeline.errors import FlyweightError, Skipped
+from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.follow import Event, Follower
 from pipeline.graph import STAGES, Stage
 from pipeline.handover import EXPERIMENT, TAG, Input
@@ -45,10 +45,6 @@ class StageResult:
     reason: str
     url: str
     seconds: float
-
-
-class Interrupted(BaseException):
-    """The process was told to stop (SIGTERM). Not an Exception, so that no stage takes it for an error of its own."""
 
 
 def run_stage(
@@ -259,7 +255,7 @@ def log_report(pipeline: str, page: str, summary: str) -> str:
     parent = open_pipeline(pipeline)
     client.log_text(parent, page, "report.html")
     client.set_tag(parent, "mlflow.note.content", summary)
-    return f"{places.mlflow()}/get-artifact?path=report.html&run_uuid={parent}"
+    return f"{places.mlflow_ui()}/get-artifact?path=report.html&run_uuid={parent}"
 
 
 class MlflowRegistry:
@@ -299,7 +295,10 @@ class MlflowRegistry:
 
 
 def _client() -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for quiet in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
+        os.environ.setdefault(quiet, "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     import mlflow
 
     mlflow.set_tracking_uri(places.mlflow())  # system metrics and model files take it from here

@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 
 from pipeline import config, evidence, handover, progress, tracking
-from pipeline.errors import FlyweightError, Skipped
+from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import Stage
 
 pytestmark = pytest.mark.integration
@@ -181,7 +181,7 @@ def test_a_stage_that_is_told_to_stop_ends_its_run(stage):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    with pytest.raises(tracking.Interrupted):
+    with pytest.raises(Interrupted):
         stage(work)
     note = json.loads(handover.tags_of(evidence.find_parent("latest"))["flyweight.stage.fake"])
     assert note["status"] == "killed"
