@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import augment, checkpoint, distributed, progress, snapshot
+from pipeline import augment, checkpoint, progress, snapshot
 from pipeline.checkpoint import ModelSpec
 from pipeline.config import Component, Fit
 from pipeline.data import Split, open_split
+from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 
 HISTORY_FILE = "history.json"
@@ -81,7 +82,7 @@ def run(job: Mapping[str, Any]) -> None:
     training.resume()
     while training.epoch < training.fit.epochs:
         training.run_epoch()
-    if distributed.is_main():
+    if ranks.is_main():
         training.write()
 
 
@@ -110,8 +111,8 @@ def my_batches(images: int, batch_size: int, epoch: int, seed: int) -> NDArray[n
     """
     order = np.random.default_rng([seed, epoch]).permutation(images)
     steps = images // batch_size
-    batches = order[: steps * batch_size].reshape(steps, distributed.world(), -1)
-    return batches[:, distributed.rank()]
+    batches = order[: steps * batch_size].reshape(steps, ranks.world(), -1)
+    return batches[:, ranks.rank()]
 
 
 def learning_rate(fit: Fit, step: int, steps: int) -> float:
@@ -149,14 +150,14 @@ def evaluate(network: nn.Module, spec: ModelSpec, split: Split) -> tuple[float, 
     network.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for indices in np.array_split(np.arange(len(split)), math.ceil(len(split) / _EVALUATION_BATCH))[
-        distributed.rank() :: distributed.world()
+        ranks.rank() :: ranks.world()
     ]:
         logits = network(_to_input(torch.from_numpy(split.batch(indices)), spec, device)).float()
         labels = torch.from_numpy(split.labels[indices]).to(device)
         sums[0] += (logits.argmax(1) == labels).sum()
         sums[1] += F.cross_entropy(logits, labels, reduction="sum")
     network.train(was_training)
-    correct, loss = (distributed.total(sums) / len(split)).tolist()
+    correct, loss = (ranks.total(sums) / len(split)).tolist()
     return correct, loss
 
 
@@ -165,20 +166,20 @@ class _Training:
 
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.fit = job, job.fit
-        self.device = distributed.device()
+        self.device = ranks.device()
         self.train, self.validation = open_split(job.data, "train"), open_split(job.data, "validation")
-        check_batch(job.section, job.fit, len(self.train), distributed.world())
+        check_batch(job.section, job.fit, len(self.train), ranks.world())
         self.labels = torch.from_numpy(self.train.labels)
         torch.manual_seed(job.seed)
         network = checkpoint.load(job.start)[1] if job.start else checkpoint.build(job.spec)
         self.network = self._place(network).train()
-        self.shared = distributed.share(self.network, job.strategy)
+        self.shared = ranks.share(self.network, job.strategy)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if job.fit.ema_decay else None
         self.teacher = self._place(checkpoint.load(job.teacher)[1]).requires_grad_(False) if job.teacher else None
         self.loss = job.loss.build("losses") if job.loss else None
         self.optimizer = make_optimizer(self.network, job.fit)
         self.bf16 = job.fit.amp == "bf16" and has_bf16(self.device)
-        if job.fit.amp == "bf16" and not self.bf16 and distributed.is_main():
+        if job.fit.amp == "bf16" and not self.bf16 and ranks.is_main():
             _log.warning(
                 "%s.amp is bf16, which %s has no instructions for: training in float32", job.section, self.device
             )
@@ -205,12 +206,12 @@ class _Training:
                     self._report(step + 1, loss=float(losses[reported_step : step + 1].mean()), images_per_second=speed)
                     reported, reported_step = now, step + 1
         seconds = time.perf_counter() - begun
-        distributed.mean_(buffer for buffer in self.network.buffers() if buffer.is_floating_point())
+        ranks.mean_(buffer for buffer in self.network.buffers() if buffer.is_floating_point())
         if self.average is not None:
-            distributed.mean_(buffer for buffer in self.average.buffers() if buffer.is_floating_point())
+            ranks.mean_(buffer for buffer in self.average.buffers() if buffer.is_floating_point())
         self.epoch += 1
-        self._judge(float(distributed.total(losses.mean()) / distributed.world()), seconds)
-        if distributed.is_main():
+        self._judge(float(ranks.total(losses.mean()) / ranks.world()), seconds)
+        if ranks.is_main():
             self._snapshot()
 
     def write(self) -> None:
@@ -291,7 +292,7 @@ class _Training:
 
     def _seed_epoch(self) -> torch.Generator:
         """Seed every source of chance by seed, epoch and process; return the one that augmentation draws from."""
-        seed = int(np.random.SeedSequence([self.job.seed, self.epoch, distributed.rank()]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.job.seed, self.epoch, ranks.rank()]).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
@@ -308,7 +309,7 @@ class _Training:
         )
 
     def _report(self, step: int, **metrics: float) -> None:
-        if not distributed.is_main():
+        if not ranks.is_main():
             return
         part, parts = self.job.part
         total = self.fit.epochs * self.steps

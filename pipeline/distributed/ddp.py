@@ -15,7 +15,7 @@ def share(network: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(
         network,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # once an epoch is enough, and a mean over all is better than rank 0's
+        forward_sync_buffers=False,  # once an epoch is enough, and a mean over all is better than rank 0's
         gradient_as_bucket_view=True,
         static_graph=True,
     )

@@ -30,10 +30,10 @@ def main(parent: int, job_file: Path) -> None:
 
 
 def _work(task: dict[str, Any]) -> None:
-    from pipeline import distributed
+    from pipeline.distributed import ranks
 
     module, _, function = task["function"].partition(":")
-    with distributed.group(task["backend"], f"{task['rendezvous']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}"):
+    with ranks.joined(task["backend"], f"{task['rendezvous']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}"):
         getattr(importlib.import_module(module), function)(task["job"])
 
 
