@@ -82,6 +82,8 @@ class Served(_Record):
     p99_ms: float
     requests: int
     failures: int
+    client_cpu: float | None = None
+    """Share of one core that the load generator took from the server's machine."""
 
 
 class Parity(_Record):
