@@ -1,0 +1,26 @@
+"""What is read out of /proc/cpuinfo."""
+
+import pytest
+
+from pipeline import cpu
+
+
+@pytest.mark.parametrize(
+    ("flags", "vnni", "amx", "kept"),
+    [
+        ("fpu avx2 avx512_vnni amx_int8 amx_tile", True, True, ("avx2", "avx512_vnni", "amx_tile", "amx_int8")),
+        ("fpu avx2", False, False, ("avx2",)),
+        ("avx2 avx_vnni", True, False, ("avx2", "avx_vnni")),
+    ],
+)
+def test_integer_flags_are_found(tmp_path, flags, vnni, amx, kept):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: none\n")
+    found = cpu.describe(file)
+    assert (found.model, found.vnni, found.amx, found.flags) == ("Some CPU", vnni, amx, kept)
+
+
+def test_without_cpuinfo_nothing_is_claimed(tmp_path):
+    found = cpu.describe(tmp_path / "absent")
+    assert (found.vnni, found.amx, found.flags) == (False, False, ())
+    assert found.machine
