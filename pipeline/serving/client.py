@@ -128,8 +128,7 @@ class Client:
         answer = self.infer(model, zeros, version, attest=True)
         if ATTESTED not in answer.outputs:
             raise TritonError(f"{model} on {self.url} does not attest what it serves", "UNIMPLEMENTED")
-        sha256: bytes = answer.outputs[ATTESTED].reshape(-1)[0]
-        return sha256.decode("ascii"), answer.version
+        return answer.outputs[ATTESTED][0].tobytes().hex(), answer.version
 
     def metadata(self, model: str, version: str = "") -> Any:
         """Return the model's inputs and outputs (protobuf ModelMetadataResponse)."""

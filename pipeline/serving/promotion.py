@@ -323,7 +323,7 @@ class _Change:
         answer = self.control.infer(model, golden.inputs, attest=True)
         if answer.version != version:
             return f"unpinned requests get version {answer.version}, not {version}"
-        attested = {value.decode("ascii") for value in answer.outputs[files.ATTESTED].reshape(-1)}
+        attested = {row.tobytes().hex() for row in answer.outputs[files.ATTESTED]}
         if attested != {sha256}:
             return f"the running model attests SHA-256 {', '.join(sorted(attested))}, not {sha256}"
         return difference(golden.outputs, answer.outputs)

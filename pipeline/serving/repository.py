@@ -83,7 +83,7 @@ def config_pbtxt(spec: ModelSpec, serving: Serving, versions: Sequence[int]) -> 
         f"max_batch_size: {serving.max_batch_size}",
         *(_tensor("input", tensor) for tensor in spec.inputs),
         *(_tensor("output", tensor, labels=index == 0) for index, tensor in enumerate(spec.outputs)),
-        f'output {{ name: "{ATTESTED}" data_type: TYPE_STRING dims: [ 1 ] }}',
+        f'output {{ name: "{ATTESTED}" data_type: TYPE_UINT8 dims: [ 32 ] }}',
         f"instance_group {{ count: {serving.instances} kind: KIND_CPU }}",
         "dynamic_batching {",
         f"  max_queue_delay_microseconds: {serving.queue_delay_us}",

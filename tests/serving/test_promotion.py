@@ -23,7 +23,7 @@ def promote(home, fake, registry, serving):
 def answers(fake, model="proxy"):
     """(version, hash) that unpinned requests get."""
     answer = fake.infer(model, {"image": images(1)})
-    return answer.version, answer.outputs["model_sha256"][0, 0].decode()
+    return answer.version, answer.outputs["model_sha256"][0].tobytes().hex()
 
 
 def consistent(home, fake, registry):

@@ -1,0 +1,90 @@
+import os
+import stat
+
+import pytest
+
+from pipeline.errors import FlyweightError
+from pipeline.serving import local_triton
+
+
+def test_the_key_is_made_once_and_is_private(home):
+    key = local_triton.control_key()
+    assert local_triton.control_key() == key
+    assert len(key) == 64
+    file = home / "home" / "triton.key"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in file.parent.iterdir()] == ["triton.key"]
+
+
+def test_a_restart_serves_what_was_promoted_and_nothing_half_tried(home):
+    repository = home / "triton_repo"
+    for name in ("proxy", "other", "proxy__cand", "proxy__eval_int8"):
+        (repository / name).mkdir()
+        (repository / name / "config.pbtxt").touch()
+    (repository / "empty").mkdir()
+    assert local_triton.served_models(repository) == ["other", "proxy"]
+
+
+def test_the_server_listens_on_loopback_alone_and_guards_control(home):
+    line, environment = local_triton.command(home / "triton_repo", grpc_port=1, http_port=2, metrics_port=3)
+    for kind in ("grpc", "http", "metrics"):
+        assert f"--{kind}-address=127.0.0.1" in line
+    assert "--model-control-mode=explicit" in line
+    grpc, http = (next(a for a in line if a.startswith(f"--{kind}-restricted")) for kind in ("grpc", "http"))
+    assert grpc.endswith(local_triton.control_key())
+    assert "model-repository" in http
+    assert local_triton.control_key() not in http  # nobody holds the key of HTTP
+    assert environment["PATH"].split(os.pathsep)[0].endswith("bin")
+
+
+@pytest.mark.parametrize(
+    ("patched", "value", "says"),
+    [
+        ("system", "Darwin", "this is Darwin on .*Serve with docker-compose.yml instead"),
+        ("machine", "riscv64", "runs on Linux with glibc on x86_64 or aarch64; this is Linux on riscv64"),
+        ("libc_ver", ("glibc", "2.31"), r"needs glibc >= 2\.35 and this system has 2\.31: use Debian 12"),
+        ("libc_ver", ("", ""), "with another C library"),
+    ],
+)
+def test_machines_that_cannot_run_it_are_told_why(monkeypatch, patched, value, says):
+    monkeypatch.setattr(local_triton.platform, patched, lambda: value)
+    with pytest.raises(FlyweightError, match=says):
+        local_triton.check_platform()
+
+
+def wheel(home):
+    """An unpacked wheel with a stub for Python 3.8 alone."""
+    server = home / "home" / "triton" / "pytriton" / "tritonserver"
+    for file in ("bin/tritonserver", "backends/python/libtriton_python.so", "python_backend_stubs/3.8/stub"):
+        (server / file).parent.mkdir(parents=True, exist_ok=True)
+        (server / file).touch()
+    return server
+
+
+def test_a_python_without_a_stub_is_told_which_have_one(home):
+    wheel(home)
+    with pytest.raises(FlyweightError, match=r"no stub for Python .*; it has: 3\.8\. Make the virtual environment"):
+        local_triton.install()
+
+
+def test_the_stub_is_put_beside_the_backend_and_the_server_made_executable(home):
+    server = wheel(home)
+    stub = server / "python_backend_stubs" / local_triton._python() / "triton_python_backend_stub"
+    stub.parent.mkdir()
+    stub.touch()
+    assert local_triton.install() == local_triton.install() == home / "home" / "triton"
+    backend = server / f"backends-{local_triton._python()}" / "python"
+    assert {path.name for path in backend.iterdir()} == {"libtriton_python.so", "triton_python_backend_stub"}
+    assert os.access(server / "bin" / "tritonserver", os.X_OK)
+
+
+def test_a_missing_libpython_is_named_with_its_package(home, monkeypatch):
+    monkeypatch.setattr(local_triton.sysconfig, "get_config_var", lambda name: str(home))
+    monkeypatch.setattr(local_triton.shutil, "which", lambda name: None)
+    with pytest.raises(FlyweightError, match=r"needs libpython3\.\d+\.so\.1\.0.*apt-get install libpython3"):
+        local_triton.libpython_directory()
+
+
+def test_the_wheel_is_pinned_by_hash():
+    (requirement,) = [line for line in local_triton.REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
+    assert requirement.startswith("nvidia-pytriton==0.7.0 --hash=sha256:")
