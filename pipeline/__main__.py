@@ -250,7 +250,7 @@ def _name(given: str | None, what: str) -> str:
     return name
 
 
-def _report(pipeline: str, out: Path | None) -> None:
+def _report(pipeline: str, out: Path | None, ending: str | None = None) -> None:
     from pipeline import evidence, tracking
     from pipeline.report import page
 
@@ -259,7 +259,7 @@ def _report(pipeline: str, out: Path | None) -> None:
     address = tracking.log_report(found["pipeline"], text, page.summary(found))
     if out:
         out.write_text(text, encoding="utf-8")
-    tracking.close_pipeline(found["pipeline"], evidence.is_complete(found))
+    tracking.close_pipeline(found["pipeline"], ending == "FINISHED" if ending else evidence.is_complete(found))
     click.echo(f"report: {address}")
 
 

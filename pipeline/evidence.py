@@ -22,7 +22,7 @@ def gather(pipeline: str) -> dict[str, Any]:
     stages = _stages(tags)
     runs = {stage["stage"]: stage["run_id"] for stage in stages if stage["run_id"]}
     return {
-        "pipeline": pipeline,
+        "pipeline": tags[f"{TAG}pipeline"],
         "parent_run_id": info["run_id"],
         "parent_url": handover.run_url(info["run_id"], info["experiment_id"]),
         "report_url": f"{places.mlflow_ui()}/get-artifact?path=report.html&run_uuid={info['run_id']}",
