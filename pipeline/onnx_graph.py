@@ -10,6 +10,7 @@ into the file: the same weights give the same bytes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -140,6 +141,9 @@ def prepend(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
 def _trace(spec: ModelSpec, network: nn.Module, opset: int) -> onnx.ModelProto:
     """Return the network alone as torch's exporter writes it, from `NORMALISED` to the spec's output."""
     example = torch.zeros(2, *spec.image_shape)
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():  # channels_last would leave index arithmetic in the graph
+        parameter.data = parameter.data.contiguous()
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -14,6 +14,8 @@ form in which two very different runtimes run the result as integers:
 from __future__ import annotations
 
 import collections
+import contextlib
+import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,27 +109,28 @@ class Static:
         onnx.save(network, scratch / "float.onnx")
         quant_pre_process(scratch / "float.onnx", scratch / "prepared.onnx", skip_symbolic_shape=True)
         symmetric = target == "tensorrt"
-        quantize_static(
-            scratch / "prepared.onnx",
-            scratch / "quantized.onnx",
-            reader,
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_OPERATORS[target],
-            per_channel=True,
-            reduce_range=False,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=_METHODS[self.calibration],
-            extra_options={
-                "ActivationSymmetric": symmetric,
-                "WeightSymmetric": True,
-                "QuantizeBias": not symmetric,
-                "OpTypesToExcludeOutputQuantization": _OPERATORS[target] if symmetric else ["Gemm", "MatMul"],
-                "TensorQuantOverrides": {NORMALISED: [pixels]} if pixels else {},
-                "CalibStridedMinMax": 1,
-                "CalibPercentile": self.percentile,
-            },
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # the histogram methods print their progress
+            quantize_static(
+                scratch / "prepared.onnx",
+                scratch / "quantized.onnx",
+                reader,
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=_OPERATORS[target],
+                per_channel=True,
+                reduce_range=False,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=_METHODS[self.calibration],
+                extra_options={
+                    "ActivationSymmetric": symmetric,
+                    "WeightSymmetric": True,
+                    "QuantizeBias": not symmetric,
+                    "OpTypesToExcludeOutputQuantization": _OPERATORS[target] if symmetric else ["Gemm", "MatMul"],
+                    "TensorQuantOverrides": {NORMALISED: [pixels]} if pixels else {},
+                    "CalibStridedMinMax": 1,
+                    "CalibPercentile": self.percentile,
+                },
+            )
         quantized = onnx.load(scratch / "quantized.onnx")
         del quantized.graph.value_info[:]  # the types of some are about to change
         return quantized

@@ -115,11 +115,12 @@ def test_it_is_smaller_and_the_metadata_is_kept(form, float_file):
 
 
 @pytest.mark.parametrize("calibration", ["percentile", "entropy"])
-def test_other_calibrations_hold_too(calibration, digits, float_file, tmp_path):
+def test_other_calibrations_hold_too_and_print_nothing(calibration, digits, float_file, tmp_path, capfd):
     Static(calibration=calibration)(float_file, digits[0][:CALIBRATION], tmp_path / "model.onnx", "cpu")
     images = digits[0][CALIBRATION:]
     agreement = answers(tmp_path / "model.onnx", images).argmax(1) == answers(float_file, images).argmax(1)
     assert agreement.mean() > 0.9
+    assert capfd.readouterr().out == ""
 
 
 def test_calibration_holds_one_batch_at_a_time(monkeypatch, digits, float_file, tmp_path):
