@@ -28,7 +28,7 @@ _CURES = {
     "size_ratio": "prune further (prune.pruner.keep_macs) or take a narrower student (distill.model.width)",
     "max_size_mb": "prune further (prune.pruner.keep_macs) or take a narrower student (distill.model.width)",
     "speedup": "prune further (prune.pruner.keep_macs) or take a narrower student (distill.model.width)",
-    "served_speedup": "let Triton answer faster (serving.instances, serving.max_batch_size)",
+    "served_speedup": "prune further (prune.pruner.keep_macs) or take a narrower student (distill.model.width)",
     "p99_ms": "let Triton answer faster (serving.instances, serving.queue_delay_us)",
     "failed_requests": "see Triton's log for why it refused requests",
 }
