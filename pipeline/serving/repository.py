@@ -40,8 +40,6 @@ _TYPES = {
     "float16": "TYPE_FP16",
     "float32": "TYPE_FP32",
 }
-_QUEUED_BATCHES = 16
-"""Full batches that may wait for each instance; what comes then is rejected at once instead of waiting for ever."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +83,8 @@ def config_pbtxt(spec: ModelSpec, serving: Serving, versions: Sequence[int]) -> 
         *(_tensor("output", tensor, labels=index == 0) for index, tensor in enumerate(spec.outputs)),
         f'output {{ name: "{ATTESTED}" data_type: TYPE_UINT8 dims: [ 32 ] }}',
         f"instance_group {{ count: {serving.instances} kind: KIND_CPU }}",
-        "dynamic_batching {",
-        f"  max_queue_delay_microseconds: {serving.queue_delay_us}",
-        "  default_queue_policy {",
-        f"    max_queue_size: {_QUEUED_BATCHES * serving.max_batch_size * serving.instances}",
-        "  }",
-        "}",
+        # No queue policy: with one, Triton's batcher misses wake-ups and requests wait 500 ms (docs/decisions/triton-queue.md).
+        f"dynamic_batching {{ max_queue_delay_microseconds: {serving.queue_delay_us} }}",
         f'parameters {{ key: "threads" value {{ string_value: "{serving.threads}" }} }}',
         *(_warmup(spec, size) for size in sorted({1, serving.max_batch_size})),
         f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",

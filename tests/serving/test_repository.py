@@ -23,10 +23,10 @@ def test_config_says_what_the_spec_says():
     assert list(config.version_policy.specific.versions) == [4]
 
 
-def test_waiting_requests_are_bounded_and_more_are_rejected():
-    policy = parsed(repository.config_pbtxt(spec(), Serving(), [1])).dynamic_batching.default_queue_policy
-    assert policy.max_queue_size > 0
-    assert policy.timeout_action == 0  # REJECT
+def test_requests_are_batched_without_a_queue_policy_which_would_stall_them():
+    batching = parsed(repository.config_pbtxt(spec(), Serving(queue_delay_us=250), [1])).dynamic_batching
+    assert batching.max_queue_delay_microseconds == 250
+    assert not batching.HasField("default_queue_policy")
 
 
 def test_warm_up_covers_one_image_and_a_full_batch():
