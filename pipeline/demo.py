@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import graphlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.live import Board, LiveTable, PlainLog, ProgressFile, duration
 DAG = "make_proxy"
 _POLL_SECONDS = 1.0
 _DAG_DEADLINE_SECONDS = 90.0
+_LOG_WIDTH = 140  # for a table in a log
 _NO_RETRY = "AirflowFailException"
 """What the operator raises where a retry would fail the same way."""
 
@@ -36,7 +38,7 @@ def run(recipe: str, overrides: Mapping[str, Any], *, force: bool = False, conso
 
     Returns the exit code: 0 done, 2 failed so that a retry would fail the same way, 1 failed or interrupted otherwise.
     """
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     airflow = AirflowClient()
     tasks = _wait_for_dag(airflow)
     name = f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -55,8 +57,9 @@ def run(recipe: str, overrides: Mapping[str, Any], *, force: bool = False, conso
     took = duration(time.monotonic() - board.begun)
     if state == "success":
         _print_evidence(console, name, took)
-        return 0
-    return _print_failure(console, airflow, name, took)
+    else:
+        _say(console, f"\n{name} failed after {took}: {_run_url(name)}")
+    return _print_failures(console, airflow, name)
 
 
 def follow(airflow: AirflowClient, name: str, tasks: list[str], console: Console) -> tuple[str, Board]:
@@ -132,15 +135,14 @@ def _addresses(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]
     yield "Stop everything", "make down"
 
 
-def _print_failure(console: Console, airflow: AirflowClient, name: str, took: str) -> int:
-    """Say which task failed and why, in its own words; return the exit code."""
-    failed = [instance for instance in _instances(airflow, name) if instance["state"] == "failed"]
-    code = 1
-    for instance in failed:
-        kind, sentence = failure(_log(airflow, name, instance))
-        code = 2 if kind == _NO_RETRY else code
-        _say(console, f"\n{instance['task_id']} failed: {sentence}")
-    _say(console, f"\n{name} failed after {took}: {_run_url(name)}")
+def _print_failures(console: Console, airflow: AirflowClient, name: str) -> int:
+    """Say of every task that failed why, in its own words; return the exit code. `report` fails without failing the run."""
+    code = 0
+    for instance in _instances(airflow, name):
+        if instance["state"] == "failed":
+            kind, sentence = failure(_log(airflow, name, instance))
+            code = 2 if kind == _NO_RETRY else code or 1
+            _say(console, f"\n{instance['task_id']} failed: {sentence}")
     return code
 
 

@@ -126,6 +126,16 @@ def test_a_failed_run_ends_with_the_sentence_of_the_task(
     assert "check failed" not in text
 
 
+def test_a_report_that_fails_does_not_hide_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[dict[str, str | None]] = [{"check": "success", "train": "success", "report": "failed"}]
+    found = {"evaluation": None, "stages": [], "report_url": "http://report", "parent_url": "http://parent"}
+    monkeypatch.setattr(demo.evidence, "gather", lambda name: found)
+    code, text = _run(FakeAirflow(steps, error=OTHER_ERROR), monkeypatch)
+    assert code == 1
+    assert "http://parent" in text
+    assert f"report failed: {OTHER_ERROR['exc_value']}" in text
+
+
 def test_ctrl_c_leaves_the_run_alone_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
