@@ -61,7 +61,10 @@ def page(evidence: Evidence) -> str:
         figures=figures(evidence),
         classes=_classes(evaluation, focus) if evaluation and focus else [],
         facts={
-            name: list(_facts(evidence.get(name)))
+            name: [
+                (what if name == "settings" else what.replace("_", " "), value, link)
+                for what, value, link in _facts(evidence.get(name))
+            ]
             for name in ("baseline", "quantization", "engines", "promotion", "served", "data", "lineage", "settings")
         },
         stages=[{**stage, "link": _link(stage.get("url")), "time": _time(stage.get("seconds"))} for stage in _stages(evidence)],
@@ -186,7 +189,7 @@ def _facts(tree: Any, prefix: str = "") -> Iterator[tuple[str, str, str | None]]
         text = (
             ", ".join(map(str, tree))
             if isinstance(tree, list)
-            else f"{tree:.6g}"
+            else f"{tree:.4g}"
             if isinstance(tree, float)
             else str(tree)
         )
