@@ -1,0 +1,119 @@
+"""The DAG is the graph: nothing more, nothing less, and light."""
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+
+from pipeline.config import ROOT
+from pipeline.graph import STAGES
+
+HEAVY = ("torch", "mlflow", "great_expectations", "onnx", "onnxruntime", "pandas", "sklearn", "dvc", "tritonclient")
+
+
+@pytest.fixture(scope="module")
+def dag():
+    from make_proxy import dag
+
+    return dag
+
+
+def test_there_is_one_task_a_stage_and_the_edges_are_the_graphs(dag):
+    assert set(dag.task_ids) == {"check", "report", *STAGES}
+    for stage in STAGES.values():
+        assert dag.get_task(stage.name).upstream_task_ids == set(stage.upstream or ["check"])
+    assert dag.get_task("report").upstream_task_ids == {"check", "verify_served"}
+
+
+def test_the_report_comes_after_every_stage_and_whatever_became_of_them(dag):
+    report = dag.get_task("report")
+    assert report.get_flat_relative_ids(upstream=True) == {"check", *STAGES}
+    assert report.is_teardown
+    assert report.on_failure_fail_dagrun is False
+
+
+def test_only_what_follows_build_tensorrt_tolerates_a_skip(dag):
+    rules = {task.task_id: task.trigger_rule.value for task in dag.tasks if task.task_id != "report"}
+    assert rules.pop("evaluate") == "none_failed"
+    assert set(rules.values()) == {"all_success"}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
+def test_a_task_has_its_stages_pool_retries_timeout_and_help(dag, stage):
+    task = dag.get_task(stage.name)
+    assert (task.pool, task.retries, task.doc_md) == (stage.pool, stage.retries, stage.help)
+    assert task.execution_timeout == timedelta(minutes=stage.timeout_minutes)
+    assert task.inputs == dict(stage.inputs)
+
+
+def test_wrong_settings_fail_at_once(dag):
+    assert dag.get_task("check").retries == 0
+
+
+def test_a_run_is_only_ever_started_by_somebody(dag):
+    assert (dag.schedule, dag.catchup, dag.max_active_runs, dag.is_paused_upon_creation) == (None, False, 1, False)
+    assert dag.fail_fast is False
+    assert "MLflow run" in dag.doc_md
+
+
+def test_the_form_leaves_everything_as_the_recipe_says(dag):
+    values = dag.params.validate()
+    assert values.pop("recipe") == "demo"
+    assert values.pop("force") is False
+    assert set(values.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("recipe", "digits"),
+        ("train.fit.epochs", 3),
+        ("train.fit.optimizer", "adamw"),
+        ("train.fit.horizontal_flip", "false"),
+        ("train.fit.horizontal_flip", False),
+        ("distributed.nproc", "auto"),
+        ("distributed.nproc", 2),
+        ("train.model", {"name": "resnet", "width": 8}),
+        ("evaluate.concurrency", [1, 2]),
+        ("quantize.targets", ["cpu"]),
+        ("budget.p99_ms", None),
+    ],
+)
+def test_the_form_takes(dag, name, value):
+    assert dag.params.get_param(name).__copy__().resolve(value) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("recipe", "dmo", "'dmo' is not one of"),
+        ("recipe", None, "None is not of type 'string'"),
+        ("train.fit.epochs", 0, "less than the minimum of 1"),
+        ("train.fit.epochs", "many", "is not of type 'integer', 'null'"),
+        ("train.fit.optimizer", "adam", "'adam' is not one of"),
+        ("train.fit.horizontal_flip", "ture", "does not match"),
+        ("budget.accuracy_drop", 1.5, "greater than the maximum of 1"),
+        ("evaluate.concurrency", [0], "less than the minimum of 1"),
+    ],
+)
+def test_the_form_refuses(dag, name, value, text):
+    with pytest.raises(ParamValidationError, match=text):
+        dag.params.get_param(name).__copy__().resolve(value)
+
+
+def test_the_dag_file_is_light():
+    """Heavy packages would make each parse of the file, and each task, seconds longer."""
+    code = f"""
+import sys, time
+from airflow.sdk import DAG, BaseOperator, BaseOperatorLink, Param, TriggerRule
+from airflow.sdk.exceptions import AirflowFailException
+before = time.process_time()
+import make_proxy
+print(time.process_time() - before, *(name for name in {HEAVY!r} if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "dags", capture_output=True, text=True, check=True)
+    seconds, *heavy = done.stdout.split()
+    assert heavy == []
+    assert float(seconds) < 1.0  # processor time, which other processes do not change; a tenth of it is usual

@@ -1,0 +1,102 @@
+"""No process outlives its supervisor, whoever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import supervise
+
+# A command with a child in a session of its own, as torchrun's workers are. It writes both process ids.
+FAMILY = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"], start_new_session=True)
+open(sys.argv[1] + ".part", "w").write(f"{os.getpid()} {child.pid}")
+os.rename(sys.argv[1] + ".part", sys.argv[1])
+"""
+
+
+def start(*command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "pipeline.supervise", *command], stdin=subprocess.PIPE)
+
+
+def family(tmp_path: Path, then: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """Start the family under a supervisor; return the supervisor and the pids of parent and child."""
+    supervisor = start(sys.executable, "-S", "-c", FAMILY + then, str(tmp_path / "pids"))
+    wait_until((tmp_path / "pids").exists)
+    return supervisor, [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+
+
+def wait_until(done) -> None:
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end, "waited 30 seconds"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)])
+def test_the_exit_code_is_the_one_a_shell_gives(command, code):
+    supervisor = start("sh", "-c", command)
+    assert supervisor.wait(30) == code
+
+
+def test_what_the_command_leaves_behind_is_ended(tmp_path):
+    supervisor, (_, child) = family(tmp_path, "sys.exit(0)")
+    assert supervisor.wait(30) == 0
+    assert gone(child)
+
+
+def test_killing_the_command_ends_its_children(tmp_path):
+    supervisor, (parent, child) = family(tmp_path, "time.sleep(600)")
+    os.kill(parent, signal.SIGKILL)
+    assert supervisor.wait(30) == 128 + signal.SIGKILL
+    assert gone(child)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_everything(tmp_path, number):
+    supervisor, pids = family(tmp_path, "time.sleep(600)")
+    supervisor.send_signal(number)
+    assert supervisor.wait(30) == 128 + signal.SIGTERM
+    assert all(map(gone, pids))
+
+
+def test_a_closed_standard_input_ends_everything(tmp_path):
+    supervisor, pids = family(tmp_path, "time.sleep(600)")
+    supervisor.stdin.close()
+    assert supervisor.wait(30) == 128 + signal.SIGTERM
+    assert all(map(gone, pids))
+
+
+def test_killing_the_supervisor_ends_the_command(tmp_path):
+    supervisor, (parent, child) = family(tmp_path, "time.sleep(600)")
+    supervisor.kill()
+    supervisor.wait(30)
+    wait_until(lambda: gone(parent))
+    os.kill(child, signal.SIGKILL)  # nobody is left to do it: see the module's promise, which is about its caller
+
+
+def test_a_command_that_ignores_the_request_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "GRACE_SECONDS", 0.2)
+    ready = tmp_path / "ready"
+    code = f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ready)!r}, 'w'); time.sleep(600)"
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # a process of its own, because supervise takes signals and children of the whole process
+        os.dup2(ours, 0)
+        os.close(theirs)
+        sys.stdin = open(0)
+        os._exit(supervise.run([sys.executable, "-S", "-c", code]))
+    wait_until(ready.exists)
+    os.close(theirs)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGKILL
