@@ -9,5 +9,6 @@ image = np.array(row["image"][0].as_py(), np.uint8).reshape(1, 1, 28, 28)  # raw
 pixels = triton.InferInput("image", image.shape, "UINT8")
 pixels.set_data_from_numpy(image)
 best = triton.InferRequestedOutput("logits", class_count=1)  # the server knows the labels
-answer = triton.InferenceServerClient("127.0.0.1:8001").infer("proxy", [pixels], outputs=[best])
+with triton.InferenceServerClient("127.0.0.1:8001") as client:
+    answer = client.infer("proxy", [pixels], outputs=[best])
 print(answer.as_numpy("logits")[0], "true class:", row["label"][0])  # noqa: T201
