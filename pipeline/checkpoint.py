@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -168,7 +169,7 @@ def load(directory: Path) -> tuple[ModelSpec, nn.Module]:
     network = build(spec)
     try:
         network.load_state_dict(load_file(directory / WEIGHTS_FILE))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{directory / WEIGHTS_FILE} does not fit {SPEC_FILE} beside it: {error}") from error
     return spec, network.eval()
 

@@ -108,7 +108,7 @@ def _cause(failures: list[ProcessFailure]) -> Exception:
     """Return what to raise: a worker's `FlyweightError` as it was, else what failed first, as something to retry."""
     failures = sorted(failures, key=lambda failure: failure.timestamp)
     for failure in failures:
-        name, _, text = failure.message.partition(": ")
+        name, _, text = _said(failure)["message"].partition(": ")
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, errors.FlyweightError):
             return kind(text)
@@ -120,9 +120,16 @@ def _cause(failures: list[ProcessFailure]) -> Exception:
             f"training process {first.local_rank} (pid {first.pid}) was ended by {killed}{hint}. "
             f"Run the stage again: it goes on from its last checkpoint."
         )
-    details = first.error_file_data.get("message")
-    trace = details["extraInfo"]["py_callstack"] if isinstance(details, dict) else first.message
+    trace = _said(first)["trace"]
     return RuntimeError(f"training process {first.local_rank} failed with exit code {first.exitcode}:\n{trace}")
+
+
+def _said(failure: ProcessFailure) -> dict[str, str]:
+    """Return ``message`` ("Type: text") and ``trace`` of a worker's error file; where it wrote none, the agent's words."""
+    written: Any = failure.message  # declared a str, but what `record` writes is a dict
+    if isinstance(written, str):
+        return {"message": written, "trace": written}
+    return {"message": written["message"], "trace": written["extraInfo"]["py_callstack"]}
 
 
 @contextlib.contextmanager

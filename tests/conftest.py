@@ -1,0 +1,35 @@
+"""What tests of several folders share. Nothing heavy is imported before a test asks for it."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A prepared data directory that is quick to learn: 1x8x8 images, label = the bright quadrant. It has no test split."""
+    import numpy as np
+
+    from pipeline import data
+
+    chance = np.random.default_rng(5)
+
+    def images(count):
+        labels = np.arange(count) % 4
+        pixels = chance.integers(0, 90, (count, 1, 8, 8), dtype=np.uint8)
+        for image, label in zip(pixels, labels, strict=True):
+            top, left = divmod(int(label), 2)
+            image[0, 4 * top : 4 * top + 4, 4 * left : 4 * left + 4] += 100
+        return pixels, labels
+
+    directory = tmp_path_factory.mktemp("tiny")
+    splits = {"train": images(330), "validation": images(82)}
+    data.write(directory, name="tiny", labels=("nw", "ne", "sw", "se"), splits=splits)
+    return directory
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Train in the test's own process instead of under torchrun."""
+    from pipeline import training
+
+    monkeypatch.setattr("pipeline.fitting.launch", lambda function, job, settings, scratch: training.run(job))
+    monkeypatch.setattr("pipeline.fitting.processes", lambda settings: 1)

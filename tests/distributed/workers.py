@@ -1,0 +1,74 @@
+"""What the tests' worker processes run, as ``workers:<function>``."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def together(job):
+    """Say who each process is, and leave the gradients of a shared step."""
+    import torch
+    from torch.nn import functional as F
+
+    from pipeline.distributed import ranks
+
+    torch.manual_seed(7 + ranks.rank())  # the copies shall become equal by being shared, not by the seed
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    shared = ranks.share(network, "ddp")
+    images, labels = torch.tensor(job["images"]), torch.tensor(job["labels"])
+    mine = slice(ranks.rank(), None, ranks.world())
+    F.cross_entropy(shared(images[mine]), labels[mine]).backward()
+    mean = torch.tensor([float(ranks.rank())])
+    ranks.mean_([mean])
+    found = {
+        "rank": ranks.rank(),
+        "world": ranks.world(),
+        "main": ranks.is_main(),
+        "threads": torch.get_num_threads(),
+        "mean": mean.item(),
+        "total": ranks.total(torch.tensor([1.0, ranks.rank()])).tolist(),
+        "weights": [weight.tolist() for weight in network.parameters()],
+        "gradients": [weight.grad.tolist() for weight in network.parameters()],
+        "listening": _listening(),
+    }
+    (Path(job["out"]) / f"{ranks.rank()}.json").write_text(json.dumps(found))
+
+
+def fail(job):
+    """Raise what the job says."""
+    from pipeline import errors
+
+    raise {"settings": errors.SettingsError, "value": ValueError}[job["error"]](job["text"])
+
+
+def sleep(job):
+    """Say that it runs, then wait to be ended."""
+    (Path(job["out"]) / f"pid-{os.getpid()}").touch()
+    time.sleep(600)
+
+
+def end_by_signal(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _listening():
+    """Addresses, other than loopback, at which this process or its parent accepts connections."""
+    import psutil
+
+    processes = (psutil.Process(), psutil.Process().parent())
+    return [
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.ip not in ("127.0.0.1", "::1")
+    ]
+
+
+if __name__ == "__main__":  # a stage of two processes that only wait, for tests that end it
+    from pipeline.config import Distributed
+    from pipeline.distributed.launch import launch
+
+    launch("workers:sleep", {"out": sys.argv[1]}, Distributed(nproc=2), Path(sys.argv[1]))

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from pipeline import checkpoint
+from pipeline.config import Component, Distributed, Fit, Prune, Train
+from pipeline.data import open_split
+from pipeline.errors import ModelError
+from pipeline.stages import prune as pruning
+from pipeline.stages.prune import prune
+from pipeline.stages.train import train
+from pipeline.training import evaluate
+
+FIT = Fit(epochs=2, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False)
+CONFIG = Prune(pruner=Component(name="channel", keep_macs=0.5), fit=FIT)
+
+
+@pytest.fixture
+def student(tiny_data, tmp_path, here):
+    out = tmp_path / "student"
+    config = Train(model=Component(name="resnet", width=8, blocks=[1, 1]), fit=FIT)
+    train(config, data=tiny_data, distributed=Distributed(), seed=1, out=out, scratch=tmp_path / "student-scratch")
+    return out
+
+
+def run(config, tiny_data, student, tmp_path):
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    metrics = prune(
+        config, data=tiny_data, teacher=student, student=student,
+        distributed=Distributed(), seed=1, out=out, scratch=scratch,
+    )  # fmt: skip
+    return out, metrics
+
+
+def test_a_pruned_student_is_smaller_and_recovers(tiny_data, student, tmp_path):
+    out, metrics = run(CONFIG, tiny_data, student, tmp_path)
+    spec, network = checkpoint.load(out)
+    old_spec, old = checkpoint.load(student)
+    validation = open_split(tiny_data, "validation")
+    assert len(spec.pruning) == 1 and spec.pruning[0].method == "channel" and not old_spec.pruning
+    assert metrics["macs_kept"] <= 0.5 and metrics["parameters_kept"] < 0.7 and metrics["channels_removed"] > 0
+    assert metrics["validation_accuracy_before_pruning"] == evaluate(old, old_spec, validation)[0]
+    assert metrics["validation_accuracy"] == evaluate(network, spec, validation)[0]
+    assert metrics["validation_accuracy"] >= metrics["validation_accuracy_before_recovery"]
+    assert (out / "history.json").exists() and (out / "plots" / "learning_curves.png").exists()
+
+
+def test_recovery_begins_with_the_students_weights(tiny_data, student, tmp_path):
+    fit = FIT.model_copy(update={"epochs": 1, "lr": 1e-12, "weight_decay": 0.0})
+    out, _ = run(CONFIG.model_copy(update={"fit": fit}), tiny_data, student, tmp_path)
+    spec, network = checkpoint.load(out)
+    kept = [c for c in range(8) if c not in spec.pruning[0].removed.get("stem.0", ())]
+    before = checkpoint.load(student)[1].stem[0].weight
+    torch.testing.assert_close(network.stem[0].weight, before[kept])
+
+
+def test_a_model_of_other_images_is_refused(tiny_data, student, tmp_path):
+    spec, network = checkpoint.load(student)
+    wide = spec.inputs[0].model_copy(update={"shape": (1, 16, 16)})
+    checkpoint.save(student, spec.model_copy(update={"inputs": (wide,)}), network)
+    with pytest.raises(ModelError, match=r"takes images of shape \(1, 16, 16\), but the data set tiny has \(1, 8, 8\)"):
+        run(CONFIG, tiny_data, student, tmp_path)
+
+
+def test_a_target_out_of_reach_is_refused(tiny_data, student, tmp_path):
+    config = CONFIG.model_copy(update={"pruner": Component(name="channel", keep_macs=0.01, round_to=4)})
+    with pytest.raises(ModelError, match=r"pruner\.keep_macs is 0\.01, but the least that resnet can keep"):
+        run(config, tiny_data, student, tmp_path)
+
+
+def test_the_images_that_a_pruner_looks_at_follow_from_the_seed(tiny_data, student):
+    spec = checkpoint.load_spec(student)
+    (one, labels), (again, _), (other, _) = (next(pruning._batches(spec, tiny_data, seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert one.shape == (64, 1, 8, 8) and one.dtype == torch.float32 and labels.dtype == torch.int64
