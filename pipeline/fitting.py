@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from pipeline.distributed.launch import launch, processes
 from pipeline.errors import ModelError
 from pipeline.training import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
 from pipeline.types import Metrics
+
+_log = logging.getLogger(__name__)
 
 
 def new_spec(model: Component, manifest: Manifest) -> ModelSpec:
@@ -41,6 +44,9 @@ def train_job(job: TrainingJob, distributed: Distributed) -> Metrics:
     """Train under torchrun, draw the curves into ``job.out/plots`` and return what the training came to."""
     manifest = load_manifest(job.data)
     check_batch(job.section, job.fit, manifest.counts["train"], processes(distributed))
+    if job.loss and job.fit.label_smoothing:
+        smoothing = job.fit.label_smoothing
+        _log.warning("%s.label_smoothing is %s, which a distillation loss does not use", job.section, smoothing)
     part, parts = job.part
     steps = job.fit.epochs * steps_an_epoch(job.fit, manifest.counts["train"])
     progress.report(job.what, done=part * steps, total=parts * steps)

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from pipeline import checkpoint, macs
+from pipeline.checkpoint import ModelSpec
 from pipeline.config import Distill, Distributed
 from pipeline.data import load_manifest
 from pipeline.fitting import check_same_task, new_spec, size, train_job
@@ -46,7 +47,7 @@ def distill(
         loss=config.loss,
         part=(0, 2 if config.baseline else 1),
     )
-    _warn(config, teacher, job)
+    _warn_if_not_smaller(job.spec, teacher)
     distilled = train_job(job, distributed)
     if not config.baseline:
         return distilled
@@ -83,19 +84,12 @@ def _keep_the_better(both: dict[str, Metrics], job: TrainingJob, alone_job: Trai
     }
 
 
-def _warn(config: Distill, teacher: Path, job: TrainingJob) -> None:
-    """Say what will run but is hardly meant."""
-    student, heavy = macs.macs(checkpoint.build(job.spec), job.spec.image_shape), size(teacher)["macs"]
+def _warn_if_not_smaller(spec: ModelSpec, teacher: Path) -> None:
+    student, heavy = macs.macs(checkpoint.build(spec), spec.image_shape), size(teacher)["macs"]
     if student >= heavy:
         _log.warning(
             "the student (distill.model) needs %d multiply-accumulates, the teacher %d: it will not be faster; "
             "choose a smaller width or fewer blocks",
             student,
             heavy,
-        )
-    if config.fit.label_smoothing:
-        _log.warning(
-            "distill.fit.label_smoothing is %s, which a distillation loss does not use%s",
-            config.fit.label_smoothing,
-            "; only the baseline does" if config.baseline else "",
         )
