@@ -206,9 +206,10 @@ def predict(images: tuple[Path, ...], model: str) -> None:
 @click.option("--model", default="proxy", show_default=True, help="Model name in Triton.")
 def rollback(model: str) -> None:
     """Serve the version before the present one again; instant while it is warm."""
+    from pipeline import tracking
     from pipeline.serving.promotion import rollback as roll_back
 
-    click.echo(f"{model} serves version {roll_back(model)} again")
+    click.echo(f"{model} serves version {roll_back(model, tracking.registry())} again")
 
 
 @main.command()

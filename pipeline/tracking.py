@@ -258,10 +258,16 @@ def log_report(pipeline: str, page: str, summary: str) -> str:
     return f"{places.mlflow_ui()}/get-artifact?path=report.html&run_uuid={parent}"
 
 
+def registry() -> MlflowRegistry:
+    """Return the Model Registry for use outside a stage."""
+    client = _client()
+    return MlflowRegistry(client, _experiment(client), run_id=None)
+
+
 class MlflowRegistry:
     """`types.Registry` on MLflow's Model Registry."""
 
-    def __init__(self, client: Any, experiment: str, run_id: str) -> None:
+    def __init__(self, client: Any, experiment: str, run_id: str | None) -> None:
         self._client, self._experiment, self._run_id = client, experiment, run_id
 
     def register(self, name: str, directory: Path, tags: dict[str, str]) -> int:
@@ -408,7 +414,7 @@ def _log_models(client: Any, experiment: str, run_id: str, out: Path) -> None:
         _log_model(client, experiment, run_id, (out / candidate["file"]).parent, candidate["sha256"])
 
 
-def _log_model(client: Any, experiment: str, run_id: str, directory: Path, sha256: str) -> Any:
+def _log_model(client: Any, experiment: str, run_id: str | None, directory: Path, sha256: str) -> Any:
     import mlflow.onnx
     import numpy as np
     import onnx
