@@ -2,7 +2,7 @@
 
 Nothing of Airflow is imported. What the user leaves alone is None and means "as the recipe says", so a run's configuration
 holds only what was changed. The types are those that the form of Airflow 3.3 can show *and* empty again; see
-docs/decisions/airflow_form.md.
+docs/decisions/airflow-form.md.
 """
 
 from __future__ import annotations

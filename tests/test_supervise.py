@@ -94,7 +94,7 @@ def test_a_command_that_ignores_the_request_is_killed(tmp_path, monkeypatch):
     if pid == 0:  # a process of its own, because supervise takes signals and children of the whole process
         os.dup2(ours, 0)
         os.close(theirs)
-        sys.stdin = open(0)
+        sys.stdin = open(0)  # noqa: SIM115
         os._exit(supervise.run([sys.executable, "-S", "-c", code]))
     wait_until(ready.exists)
     os.close(theirs)

@@ -3,6 +3,7 @@
 ``--set stand_in={"evaluate": "user_error"}`` says how `evaluate` ends. Every call is noted in $FLYWEIGHT_HOME/calls.jsonl.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,8 +14,8 @@ from pathlib import Path
 
 def main(stage: str, *arguments: str) -> int:
     home = Path(os.environ["FLYWEIGHT_HOME"])
-    given = dict(zip(arguments, arguments[1:], strict=False))
-    settings = [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--set"]
+    given = dict(itertools.pairwise(arguments))
+    settings = [b for a, b in itertools.pairwise(arguments) if a == "--set"]
     behaviour = next((json.loads(s.partition("=")[2]) for s in settings if s.startswith("stand_in=")), {}).get(stage)
     tags = {key: value for key, value in os.environ.items() if key.startswith("FLYWEIGHT_AIRFLOW_")}
     with (home / "calls.jsonl").open("a") as file:
@@ -32,11 +33,11 @@ def main(stage: str, *arguments: str) -> int:
         case "crash":
             print("Traceback (most recent call last):\nConnectionError: the store is away", file=sys.stderr)
             return 1
-        case "hang":
+        case "hang" if tags["FLYWEIGHT_AIRFLOW_TRY_NUMBER"] == "1":
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-            (home / f"{stage}.pids").write_text(f"{os.getpid()} {child.pid}")
-            if int(tags.get("FLYWEIGHT_AIRFLOW_TRY_NUMBER", 1)) == 1:
-                time.sleep(600)
+            (home / "part").write_text(f"{os.getpid()} {child.pid}")
+            (home / "part").rename(home / f"{stage}.pids")
+            time.sleep(600)
     print(f"[{stage}] done")
     return 0
 

@@ -100,7 +100,7 @@ def test_any_other_failure_may_be_tried_again(operator, context):
 
 def test_a_skipped_stage_leaves_its_run_for_those_that_read_it(operator, context):
     given = context(stand_in={"build_tensorrt": "skip"})
-    with pytest.raises(AirflowSkipException, match="^no GPU here$"):
+    with pytest.raises(AirflowSkipException, match=r"^no GPU here$"):
         operator("build_tensorrt").execute(given)
     assert given["ti"].pushed["return_value"] == "build_tensorrt-run"
 
@@ -121,7 +121,7 @@ def in_a_process(function):
 def test_a_command_killed_from_outside_may_be_tried_again_and_leaves_nothing(operator, context, tmp_path):
     task, given = operator(), context(stand_in={"train": "hang"})
     killer = in_a_process(lambda: os.kill(int(wait_for(tmp_path / "train.pids").split()[0]), signal.SIGKILL))
-    with pytest.raises(RuntimeError, match="^train was ended by SIGKILL"):
+    with pytest.raises(RuntimeError, match=r"^train was ended by SIGKILL"):
         task.execute(given)
     os.waitpid(killer, 0)
     assert gone(int((tmp_path / "train.pids").read_text().split()[1]))

@@ -1,0 +1,162 @@
+"""The DAG in a real Airflow, around a stand-in for the stages: what becomes of a run when they skip, fail, hang or die."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline import airflow_settings, stack
+from pipeline.airflow_client import AirflowClient
+from pipeline.config import ROOT
+from pipeline.errors import FlyweightError
+from pipeline.graph import STAGES
+
+pytestmark = pytest.mark.integration
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+DAG_FILE = f"""
+# Airflow only looks into files that have these two words: airflow, DAG.
+import sys
+sys.path.insert(0, {str(ROOT / "dags")!r})
+import make_proxy
+stand_in = make_proxy.make_proxy("stand_in", command=(sys.executable, "-S", {str(STAND_IN)!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory):
+    """A real Airflow with the DAG `stand_in`; the directory of its Flyweight home, and the way to talk to it."""
+    home = tmp_path_factory.mktemp("flyweight")
+    (home / "dags").mkdir()
+    (home / "dags" / "stand_in.py").write_text(DAG_FILE)
+    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
+        free.bind(("127.0.0.1", 0))
+        patch.setenv("FLYWEIGHT_HOME", str(home))
+        patch.setenv("FLYWEIGHT_AIRFLOW_PORT", str(free.getsockname()[1]))
+        patch.setattr(airflow_settings, "ROOT", home)
+        free.close()
+        try:
+            stack.up(("airflow",), say=print)
+            client = AirflowClient()
+            wait(lambda: client.get("dags/stand_in"))
+            yield home, client
+        finally:
+            stack.down(say=print)
+
+
+def wait(answer: Callable[[], Any], seconds: float = 120) -> Any:
+    """Return the first true answer."""
+    end = time.monotonic() + seconds
+    while not (found := answer()):
+        assert time.monotonic() < end, f"no answer within {seconds} seconds"
+        time.sleep(0.3)
+    return found
+
+
+class Run:
+    """A run of the stand-in DAG."""
+
+    def __init__(self, client: AirflowClient, name: str, **stand_in: str) -> None:
+        self.client, self.path = client, f"dags/stand_in/dagRuns/{name}"
+        client.trigger("stand_in", name, {"recipe": "digits", "stand_in": stand_in})
+
+    def ended(self) -> tuple[str, dict[str, str]]:
+        """Wait for the end; return the run's state and each task's."""
+        wait(lambda: self.client.get(self.path)["state"] in {"success", "failed"})
+        tasks = self.client.get(f"{self.path}/taskInstances")["task_instances"]
+        return self.client.get(self.path)["state"], {task["task_id"]: task["state"] for task in tasks}
+
+    def task(self, name: str) -> dict[str, Any]:
+        return self.client.get(f"{self.path}/taskInstances/{name}")
+
+    def link(self, name: str) -> str | None:
+        return self.client.get(f"{self.path}/taskInstances/{name}/links")["extra_links"].get("MLflow run")
+
+
+def hanging(home, run: Run) -> list[int]:
+    """Wait until `train` hangs; return the pids of the command and of its child."""
+    wait((home / "train.pids").exists)
+    pids = [int(pid) for pid in (home / "train.pids").read_text().split()]
+    (home / "train.pids").unlink()
+    assert run.task("train")["state"] == "running"
+    return pids
+
+
+def running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_run_is_a_success_although_build_tensorrt_was_skipped(airflow):
+    home, client = airflow
+    state, tasks = Run(client, "skips", build_tensorrt="skip").ended()
+    assert state == "success"
+    assert tasks.pop("build_tensorrt") == "skipped"
+    assert set(tasks.values()) == {"success"}
+    calls = [json.loads(line) for line in (home / "calls.jsonl").read_text().splitlines()]
+    assert [call["stage"] for call in calls] == ["check", *STAGES, "report"]
+    assert "engines=build_tensorrt-run" in next(call for call in calls if call["stage"] == "evaluate")["arguments"]
+
+
+def test_a_refused_candidate_fails_the_run_at_once_and_nothing_is_promoted(airflow):
+    _, client = airflow
+    run = Run(client, "refused", evaluate="user_error")
+    state, tasks = run.ended()
+    assert state == "failed"
+    assert tasks["evaluate"] == "failed"
+    assert run.task("evaluate")["try_number"] == 1
+    assert {tasks["promote"], tasks["verify_served"]} == {"upstream_failed"}
+    assert tasks["report"] == "success"
+    assert run.link("evaluate") == "http://127.0.0.1:5999/#/experiments/1/runs/evaluate-run"
+
+
+def test_wrong_settings_stop_the_run_before_anything_is_done(airflow):
+    _, client = airflow
+    state, tasks = Run(client, "wrong", check="user_error").ended()
+    assert state == "failed"
+    assert tasks.pop("check") == "failed"
+    assert set(tasks.values()) == {"upstream_failed"}
+
+
+def test_the_form_refuses_what_is_out_of_range(airflow):
+    _, client = airflow
+    with pytest.raises(FlyweightError, match=r"train.fit.epochs: 0 is less than the minimum of 1"):
+        client.trigger("stand_in", "refused-by-form", {"train.fit.epochs": 0})
+
+
+def test_a_stage_killed_from_outside_is_tried_again_and_the_run_ends_well(airflow):
+    home, client = airflow
+    run = Run(client, "killed", train="hang")
+    command, child = hanging(home, run)
+    assert run.link("train") == "http://127.0.0.1:5999/#/experiments/1/runs/train-run"
+    os.kill(command, signal.SIGKILL)
+    state, _ = run.ended()
+    assert state == "success"
+    assert run.task("train")["try_number"] == 2
+    assert not running(child)
+
+
+@pytest.mark.parametrize("how", ["marked as failed", "the task's process killed"])
+def test_no_process_is_left_of_a_task_that_airflow_ends(airflow, how):
+    home, client = airflow
+    run = Run(client, how.replace(" ", "-").replace("'", ""), train="hang")
+    pids = hanging(home, run)
+    if how == "marked as failed":
+        client._call("PATCH", f"/api/v2/{run.path}/taskInstances/train", {"new_state": "failed"})
+        expected = "failed"
+    else:
+        task = next(
+            parent for parent in psutil.Process(pids[0]).parents() if "pipeline.supervise" not in parent.cmdline()
+        )
+        task.kill()
+        expected = "success"  # tried again
+    state, _ = run.ended()
+    assert state == expected
+    wait(lambda: not any(map(running, pids)), seconds=20)
+    assert not any(map(running, pids))
