@@ -256,6 +256,7 @@ def _report(pipeline: str, out: Path | None, ending: str | None = None) -> None:
     from pipeline.report import page
 
     found = evidence.gather(pipeline)
+    _say(f"flyweight: run {found['parent_run_id']} {found['parent_url']}")
     text = page.page(found)
     address = tracking.log_report(found["pipeline"], text, page.summary(found))
     if out:
