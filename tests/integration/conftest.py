@@ -1,0 +1,90 @@
+"""A stack of our own for the tests that need real servers: other ports, another home, gone without a trace afterwards."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import stack
+from pipeline.config import ROOT
+
+EPOCHS = 4
+"""Epochs of every run on digits here: the same settings, so that a later test reuses what an earlier one has made."""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An environment in which Flyweight knows neither the user's stores nor the user's ports."""
+    directory = tmp_path_factory.mktemp("stack")
+    ports = dict(
+        zip(("airflow", "mlflow", "triton_grpc", "triton_http", "triton_metrics"), _free_ports(5), strict=True)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("MLFLOW_TRACKING_URI", "FLYWEIGHT_TRITON_GRPC", "FLYWEIGHT_DATA"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("FLYWEIGHT_HOME", str(directory / "home"))
+        patch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(directory / "triton_repo"))
+        patch.setenv(
+            "FLYWEIGHT_TRITON_HOME", os.environ.get("FLYWEIGHT_TRITON_HOME", str(ROOT / ".flyweight" / "triton"))
+        )
+        patch.setenv("FLYWEIGHT_CODE_VERSION", "tests")  # so that stages are reused although the tree may be dirty
+        for name, port in ports.items():
+            patch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(port))
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def running_stack(home: Path) -> Iterator[None]:
+    """MLflow, Triton and Airflow, healthy. Afterwards nothing of them may run."""
+    try:
+        stack.up(("mlflow", "triton", "airflow"), say=lambda line: None)
+        yield
+    finally:
+        stack.down(say=lambda line: None)
+    left = [process.info for process in psutil.process_iter(["pid", "cmdline"]) if _belongs_to(process, home)]
+    assert left == []
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a browser, or a skipped test with the reason."""
+    from pipeline.doctor import browser
+
+    path = browser()
+    if path is None:
+        pytest.skip("there is no chromium on this machine; `make browser` installs it where it can")
+    return path
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    """Where pictures go; FLYWEIGHT_SCREENSHOTS names a directory that keeps them."""
+    directory = Path(os.environ.get("FLYWEIGHT_SCREENSHOTS", tmp_path))
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _belongs_to(process: psutil.Process, home: Path) -> bool:
+    """Whether a process names our directory, in its command or in its environment."""
+    if process.pid == os.getpid() or process.info["cmdline"] is None:
+        return False
+    try:
+        values = [*process.info["cmdline"], process.environ().get("FLYWEIGHT_STACK", "")]
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+    return any(str(home) in value for value in values)

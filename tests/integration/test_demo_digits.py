@@ -1,0 +1,46 @@
+"""`flyweight demo` as a person runs it, with real servers, on digits: the table, then a second run that reuses everything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import EPOCHS
+
+from pipeline import demo, evidence, places
+from pipeline.graph import STAGES
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+
+
+def _demo() -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", "demo", "--recipe", "digits", "--set", f"train.fit.epochs={EPOCHS}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_demo_ends_with_the_table_and_a_second_one_reuses_every_stage(running_stack: None) -> None:
+    first = _demo()
+    assert first.returncode == 0, first.stdout + first.stderr
+    for words in ("teacher", "float proxy", "pruned", "int8", "test accuracy", "MACs", "at once", "PROMOTE"):
+        assert words in first.stdout
+    for address in (places.airflow(), places.mlflow(), places.triton_grpc(), "passwords.json", "make down"):
+        assert address in first.stdout
+
+    second = _demo()
+    assert second.returncode == 0, second.stdout + second.stderr
+    stages = {stage["stage"]: stage for stage in evidence.gather("latest")["stages"]}
+    for name, stage in STAGES.items():
+        assert stages[name]["status"] == ("reused" if stage.reusable else "finished")
+        if stage.reusable:
+            assert f"{name} reused: run {stages[name]['run_id']} of " in second.stdout
+
+
+def test_a_setting_that_only_the_form_lets_through_ends_with_its_near_miss(
+    running_stack: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.run("digits", {"train.fit.epoch": 3}) == 2
+    said = capsys.readouterr().out
+    assert "check failed: the settings do not hold" in said
+    assert "did you mean 'epochs'?" in said
+    assert "train not run" in said
