@@ -9,7 +9,7 @@ import json
 import time
 from typing import Any
 
-from pipeline import handover, places
+from pipeline import handover
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
 from pipeline.handover import TAG
@@ -25,7 +25,7 @@ def gather(pipeline: str) -> dict[str, Any]:
         "pipeline": tags[f"{TAG}pipeline"],
         "parent_run_id": info["run_id"],
         "parent_url": handover.run_url(info["run_id"], info["experiment_id"]),
-        "report_url": f"{places.mlflow_ui()}/get-artifact?path=report.html&run_uuid={info['run_id']}",
+        "report_url": handover.report_url(info["run_id"], info["experiment_id"]),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info["start_time"] / 1000)),
         "stages": stages,
         "verdict": _json(runs.get("evaluate"), "verdict.json"),

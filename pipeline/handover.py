@@ -220,3 +220,8 @@ def _call(method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         raise ConnectionError(
             f"MLflow does not answer at {places.mlflow()} ({error.reason}); start it with `flyweight up`"
         ) from error
+
+
+def report_url(run_id: str, experiment: str) -> str:
+    """Return where MLflow's UI shows the evidence page of a pipeline run; its plain artifact address only downloads."""
+    return f"{run_url(run_id, experiment)}/artifacts/report.html"

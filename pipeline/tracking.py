@@ -255,7 +255,7 @@ def log_report(pipeline: str, page: str, summary: str) -> str:
     parent = open_pipeline(pipeline)
     client.log_text(parent, page, "report.html")
     client.set_tag(parent, "mlflow.note.content", summary)
-    return f"{places.mlflow_ui()}/get-artifact?path=report.html&run_uuid={parent}"
+    return handover.report_url(parent, _experiment(client))
 
 
 def registry() -> MlflowRegistry:

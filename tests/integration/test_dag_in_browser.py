@@ -135,7 +135,7 @@ def _see_runs_in_mlflow(page: Page, run_id: str, screenshots: Path) -> None:
         expect(page.get_by_role("link", name=stage).first).to_be_visible()
     page.screenshot(path=screenshots / "mlflow_run.png")
 
-    page.goto(f"{found['parent_url']}/artifacts/report.html")
+    page.goto(found["report_url"])
     report = page.frame_locator("iframe").first
     expect(report.get_by_text("PROMOTE").first).to_be_visible()
     page.screenshot(path=screenshots / "mlflow_report.png")
