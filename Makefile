@@ -17,6 +17,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
+.NOTPARALLEL:
 .PHONY: help setup demo test unit integration lint browser lock up down clean
 
 help: ## Show this list.
