@@ -132,8 +132,9 @@ class _Attempt:
                 result = replace(result, seconds=time.perf_counter() - begun)
                 self._commit(run_id, experiment, result, metrics)
         except BaseException as error:
-            killed = isinstance(error, Interrupted | KeyboardInterrupt)
-            self._fail(run_id, replace(result, status="killed" if killed else "failed", reason=_sentence(error)), error)
+            status = "killed" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+            seconds = time.perf_counter() - begun
+            self._fail(run_id, replace(result, status=status, reason=_sentence(error), seconds=seconds), error)
             raise
         shutil.rmtree(self.work, ignore_errors=True)
         _note(self.parent, result)
