@@ -20,7 +20,7 @@ from pipeline.form import FORCE, RECIPE
 from pipeline.live import Board, LiveTable, PlainLog, ProgressFile, duration
 
 DAG = "make_proxy"
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 2.0
 _DAG_DEADLINE_SECONDS = 90.0
 _LOG_WIDTH = 140  # for a table in a log
 _NO_RETRY = "AirflowFailException"
