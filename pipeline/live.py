@@ -141,7 +141,7 @@ class ProgressFile:
 
     def __init__(self, pipeline: str) -> None:
         name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pipeline)
-        self._file: Path = places.home() / "run" / "progress" / f"{name}.jsonl"
+        self._file: Path = places.progress_file(name)
         self._position = 0
 
     def read(self) -> list[dict[str, Any]]:

@@ -36,6 +36,12 @@ def serving() -> Path:
     return triton_repository().parent / f".{triton_repository().name}"
 
 
+def progress_file(pipeline: str) -> Path:
+    """Where the stages of a pipeline run write how far they are, for whoever waits."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pipeline)
+    return home() / "run" / "progress" / f"{name}.jsonl"
+
+
 def port(service: str) -> int:
     """Loopback port of airflow, mlflow, triton_grpc, triton_http or triton_metrics. ``FLYWEIGHT_<SERVICE>_PORT``."""
     defaults = {"airflow": 8080, "mlflow": 5000, "triton_grpc": 8001, "triton_http": 8000, "triton_metrics": 8002}

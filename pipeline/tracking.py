@@ -167,7 +167,7 @@ class _Attempt:
 
         file = self.work / "progress.jsonl"
         file.unlink(missing_ok=True)
-        live = places.home() / "run" / "progress" / f"{_file_name(self.pipeline)}.jsonl"
+        live = places.progress_file(self.pipeline)
         live.parent.mkdir(parents=True, exist_ok=True)
 
         def on_events(events: list[Event]) -> None:
@@ -480,10 +480,6 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 def _sentence(error: BaseException) -> str:
     return f"{error}" if isinstance(error, FlyweightError) else f"{type(error).__name__}: {error}"
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
 
 
 @contextlib.contextmanager
