@@ -37,8 +37,12 @@ def main() -> None:
         print(f"{task['task_id']:16}{waited:8.1f}{took:8.1f}{mine:8.1f}{took - mine:10.1f}")
         waiting, starting, end = waiting + waited, starting + took - mine, max(end, task["end_date"])
     total = sum(own.values())
-    print(f"\nwall {wall:.1f} s, the stages' own time {total:.1f} s: ratio {wall / total:.2f}" if total else "all reused")
-    print(f"the rest, {wall - total:.1f} s: {starting:.1f} s processes starting (imports, MLflow) and the tasks `check`")
+    print(
+        f"\nwall {wall:.1f} s, the stages' own time {total:.1f} s: ratio {wall / total:.2f}" if total else "all reused"
+    )
+    print(
+        f"the rest, {wall - total:.1f} s: {starting:.1f} s processes starting (imports, MLflow) and the tasks `check`"
+    )
     print(f"and `report`, {waiting:.1f} s between one task's end and the next one's start")
 
 

@@ -126,5 +126,7 @@ def test_bytes_that_changed_since_the_export_are_refused(run, tmp_path):
 def test_missing_golden_images_are_named(run, tmp_path):
     evaluation = write_evaluation(tmp_path / "evaluation")
     (evaluation / "golden.safetensors").unlink()
-    with pytest.raises(PromotionError, match=r"golden.safetensors is missing: give the directory that `evaluate` wrote"):
+    with pytest.raises(
+        PromotionError, match=r"golden.safetensors is missing: give the directory that `evaluate` wrote"
+    ):
         run(evaluation)
