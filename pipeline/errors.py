@@ -9,6 +9,8 @@
     │   └── PromotionError        a candidate was refused on its way into the served repository
     ├── Skipped                   the stage cannot run here and says why   exit code 3, Airflow shows "skipped"
     └── anything else             may pass on a retry                     exit code 1
+    BaseException
+    └── Interrupted               the process was told to stop            exit code 143
 
 A message names the setting, its value, what is allowed and what to do next.
 """

@@ -9,7 +9,7 @@ from pipeline.errors import near_miss
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code():
-    drawn = re.findall(r"[├└]── (\w+Error|Skipped)", errors.__doc__)
+    drawn = re.findall(r"[├└]── (\w+Error|Skipped|Interrupted)", errors.__doc__)
     defined = [
         name for name, item in vars(errors).items() if isinstance(item, type) and item.__module__ == errors.__name__
     ]
