@@ -27,6 +27,7 @@ def workers(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE))
 
 
+@pytest.mark.integration
 def test_two_processes_learn_as_one_would_from_the_whole_batch(tmp_path):
     images, labels = torch.randn(8, 3).tolist(), [0, 1, 1, 0, 1, 0, 0, 1]
     launch(
@@ -46,6 +47,7 @@ def test_two_processes_learn_as_one_would_from_the_whole_batch(tmp_path):
         torch.testing.assert_close(weight.grad, torch.tensor(gradient))
 
 
+@pytest.mark.integration
 def test_a_flyweight_error_of_a_worker_comes_back_as_it_was(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")}
     with pytest.raises(SettingsError, match=r"^train\.fit\.lr is 3: lower it$"):
@@ -53,7 +55,7 @@ def test_a_flyweight_error_of_a_worker_comes_back_as_it_was(tmp_path):
     assert {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")} == environment
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_any_other_error_comes_back_with_the_workers_traceback(tmp_path):
     with pytest.raises(RuntimeError) as raised:
         launch("workers:fail", {"error": "value", "text": "no such thing"}, ALONE, tmp_path)
@@ -61,7 +63,7 @@ def test_any_other_error_comes_back_with_the_workers_traceback(tmp_path):
     assert "ValueError: no such thing" in str(raised.value) and "workers.py" in str(raised.value)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_worker_that_the_system_kills_may_be_tried_again(tmp_path):
     with pytest.raises(RuntimeError, match=r"was ended by SIGKILL; the system kills what takes too much memory"):
         launch("workers:end_by_signal", {}, ALONE, tmp_path)
@@ -107,6 +109,7 @@ def test_what_this_machine_has_not_is_refused(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.integration
 def test_workers_end_with_the_stage_however_it_ends(tmp_path, number):
     stage = subprocess.Popen([sys.executable, str(HERE / "workers.py"), str(tmp_path)])
     try:

@@ -23,6 +23,7 @@ def files(directory):
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.integration
 def test_train_under_torchrun_in_two_processes(tiny_data, tmp_path):
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     metrics = train(CONFIG, data=tiny_data, distributed=Distributed(nproc=2), seed=1, out=out, scratch=scratch)
@@ -50,7 +51,7 @@ def test_without_data_it_says_how_to_get_it(tmp_path):
         train(CONFIG, data=tmp_path, distributed=Distributed(), seed=1, out=tmp_path, scratch=tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_training_whose_worker_is_killed_goes_on_from_its_last_checkpoint(tiny_data, tmp_path, monkeypatch):
     log, distributed = tmp_path / "progress.jsonl", Distributed(nproc=2)
     config = CONFIG.model_copy(update={"fit": CONFIG.fit.model_copy(update={"epochs": 12})})
