@@ -82,6 +82,7 @@ def test_killing_the_supervisor_ends_the_command(tmp_path):
     supervisor.kill()
     supervisor.wait(30)
     wait_until(lambda: gone(parent))
+    assert gone(parent)
     os.kill(child, signal.SIGKILL)  # nobody is left to do it: see the module's promise, which is about its caller
 
 
