@@ -45,7 +45,8 @@ up: setup ## Start MLflow, Triton and Airflow on loopback.
 down: ## Stop everything that was started; leave no process.
 	@if [[ -x $(BIN)/flyweight ]]; then $(BIN)/flyweight down; else echo "nothing was running"; fi
 
-test: lint unit integration ## Lint, type check and pass all tests.
+test: lint browser ## Lint, type check and pass all tests.
+	$(BIN)/pytest $(ARGS)
 
 lint: setup ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
 _EVALUATION_BATCH = 500
 _CHECK_STEPS = 10
+_REMEMBERED_BYTES = 1 << 28
 _REPORT_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def run(job: Mapping[str, Any]) -> None:
     torch.set_flush_denormal(True)
     training = _Training(TrainingJob.model_validate(job))
     training.resume()
+    training.ask_teacher()
     while training.epoch < training.fit.epochs:
         training.run_epoch()
     if ranks.is_main():
@@ -176,6 +178,7 @@ class _Training:
         self.shared = ranks.share(self.network, job.strategy)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if job.fit.ema_decay else None
         self.teacher = self._place(checkpoint.load(job.teacher)[1]).requires_grad_(False) if job.teacher else None
+        self.taught: Tensor | None = None
         self.loss = job.loss.build("losses") if job.loss else None
         self.optimizer = make_optimizer(self.network, job.fit)
         self.bf16 = job.fit.amp == "bf16" and has_bf16(self.device)
@@ -248,11 +251,9 @@ class _Training:
             group["lr"] = learning_rate(self.fit, step, self.fit.epochs * self.steps)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.shared(view)
-            if self.teacher is not None:
-                with torch.no_grad():
-                    taught = self.teacher(view)
         if self.loss is not None:
-            loss = self.loss(logits.float(), taught.float(), labels)
+            taught = self._teach(view) if self.taught is None else self.taught[rows]
+            loss = self.loss(logits.float(), taught, labels)
         else:
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.fit.label_smoothing)
         loss.backward()
@@ -261,6 +262,32 @@ class _Training:
         if self.average is not None:
             follow_(self.average, self.network, min(self.fit.ema_decay, (step + 1) / (step + 10)))
         return loss.detach()
+
+    @torch.no_grad()
+    def _teach(self, view: Tensor) -> Tensor:
+        """Return the teacher's logits for the very `view` that the student sees."""
+        assert self.teacher is not None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.teacher(view).float()
+
+    def ask_teacher(self) -> None:
+        """Where every epoch shows the same views, have the teacher answer each of them once, and remember that.
+
+        Each process asks about its share of the images; afterwards all know all of the answers.
+        """
+        fit, images, classes = self.fit, len(self.train), len(self.job.spec.labels)
+        changing = fit.crop_padding or fit.horizontal_flip or fit.random_erasing
+        if self.teacher is None or changing or 4 * images * classes > _REMEMBERED_BYTES:
+            return
+        taught = torch.zeros(images, classes, device=self.device)
+        starts = range(ranks.rank() * _EVALUATION_BATCH, images, ranks.world() * _EVALUATION_BATCH)
+        for place, start in enumerate(starts):
+            rows = np.arange(start, min(start + _EVALUATION_BATCH, images))
+            view = _to_input(torch.from_numpy(self.train.batch(rows)), self.job.spec, self.device)
+            taught[rows] = self._teach(view)
+            if ranks.is_main():
+                progress.report(f"{self.job.what}: the teacher's answers", done=place + 1, total=len(starts))
+        self.taught = ranks.total(taught)
 
     def _judge(self, train_loss: float, seconds: float) -> None:
         """Evaluate what would be kept, and keep it if it is the best so far."""

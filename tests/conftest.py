@@ -1,6 +1,27 @@
 """What tests of several folders share. Nothing heavy is imported before a test asks for it."""
 
+import os
+
 import pytest
+from xdist.scheduler import LoadFileScheduling
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores already
+
+
+class _Sharing(LoadFileScheduling):
+    """Give each file to one of the test processes, and all files that share the running stack to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "stack" if nodeid.startswith("tests/integration/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: ("integration" not in item.path.parts, item.get_closest_marker("integration") is None))
 
 
 @pytest.fixture(scope="session")

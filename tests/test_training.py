@@ -236,6 +236,25 @@ def test_teacher_and_student_see_the_same_view(tiny_data, tmp_path):
     assert history(out)[0]["train_loss"] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("padding", "asked"), [(0, 11), (1, 30)])
+def test_a_teacher_is_asked_once_about_views_that_never_change(tiny_data, tmp_path, monkeypatch, padding, asked):
+    """And the student learns as if the teacher answered each batch anew."""
+    monkeypatch.setattr(training, "_EVALUATION_BATCH", 32)  # 330 images: 11 batches, or 3 epochs of 10 whole ones
+    spec = new_spec(PLAIN, load_manifest(tiny_data))
+    checkpoint.save(tmp_path / "teacher", spec, checkpoint.build(spec))
+    fit = FIT.model_copy(update={"crop_padding": padding, "amp": "off"})
+    more = {"teacher": tmp_path / "teacher", "loss": Component(name="kd", alpha=1.0)}
+    teach, views = training._Training._teach, []
+    monkeypatch.setattr(training._Training, "_teach", lambda self, view: views.append(view) or teach(self, view))
+    once = weights(run(job(tiny_data, tmp_path / "once", fit, **more)))
+    assert len(views) == asked
+    monkeypatch.setattr(training, "_REMEMBERED_BYTES", 0)
+    each_time = weights(run(job(tiny_data, tmp_path / "each", fit, **more)))
+    assert len(views) == asked + 30
+    for name, weight in once.items():
+        torch.testing.assert_close(weight, each_time[name], rtol=1e-3, atol=1e-4)
+
+
 def test_progress_tells_how_far_and_how_fast(tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv("FLYWEIGHT_PROGRESS", str(tmp_path / "progress.jsonl"))
     monkeypatch.setattr(training, "_REPORT_SECONDS", 0.0)
