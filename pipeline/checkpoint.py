@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline import components
+from pipeline import components, surgery
 from pipeline.errors import ModelError
 
 SPEC_FILE = "model.json"
@@ -43,13 +43,20 @@ class Preprocessing(_Frozen):
 
 
 class PruningStep(_Frozen):
-    """What one pruning did. `widths` holds (inputs, outputs) of every convolution, batch norm and linear layer after it."""
+    """What one pruning did; `dropped`, `ranks` and `widths`, in this order, are enough to do it to a fresh network."""
 
     method: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    widths: dict[str, tuple[int, int]]
+    dropped: tuple[str, ...] = ()
+    """Blocks that were taken out."""
+    ranks: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Layer -> ranks of the factors that stand for it; see `surgery.factorise_`."""
+    widths: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """(inputs, outputs) of every convolution, batch norm and linear layer whose width this step changed, or of all."""
     removed: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Layer -> output channels that were removed, numbered as before this step."""
+    zeros: dict[str, float] = Field(default_factory=dict)
+    """Layer -> share of its weights that were set to zero; training on must leave them there."""
 
 
 class ModelSpec(_Frozen):
@@ -93,55 +100,10 @@ def build(spec: ModelSpec) -> nn.Module:
     arguments = {"in_channels": spec.image_shape[0], "classes": len(spec.labels), **spec.arguments}
     network = components.build("models", spec.architecture, arguments)
     for step in spec.pruning:
-        set_widths_(network, step.widths)
+        surgery.drop_(network, step.dropped)
+        surgery.factorise_(network, step.ranks)
+        surgery.set_widths_(network, step.widths)
     return network
-
-
-def widths(network: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of every convolution, batch norm and linear layer, by name."""
-    found: dict[str, tuple[int, int]] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            found[name] = (module.in_channels, module.out_channels)
-        elif isinstance(module, nn.Linear):
-            found[name] = (module.in_features, module.out_features)
-        elif isinstance(module, nn.BatchNorm2d):
-            found[name] = (module.num_features, module.num_features)
-    return found
-
-
-def set_widths_(network: nn.Module, wanted: dict[str, tuple[int, int]]) -> None:
-    """Replace, in place, every layer whose width differs from `wanted` by a fresh one that fits. Raises `ModelError`."""
-    for name, (inputs, outputs) in wanted.items():
-        try:
-            old = network.get_submodule(name)
-        except AttributeError as error:
-            raise ModelError(f"the pruning plan names layer {name!r}, which this architecture lacks") from error
-        parent = network.get_submodule(name.rpartition(".")[0])
-        new: nn.Module
-        if isinstance(old, nn.Conv2d):
-            if old.groups != 1:
-                raise ModelError(
-                    f"layer {name!r} has {old.groups} groups; pruned grouped convolutions cannot be rebuilt"
-                )
-            new = nn.Conv2d(
-                inputs,
-                outputs,
-                old.kernel_size,  # type: ignore[arg-type]  # torch says tuple[int, ...] of what is always a pair
-                old.stride,  # type: ignore[arg-type]
-                old.padding,  # type: ignore[arg-type]
-                old.dilation,  # type: ignore[arg-type]
-                bias=old.bias is not None,
-                padding_mode=old.padding_mode,
-            )
-        elif isinstance(old, nn.Linear):
-            new = nn.Linear(inputs, outputs, bias=old.bias is not None)
-        elif isinstance(old, nn.BatchNorm2d):
-            new = nn.BatchNorm2d(outputs, old.eps, old.momentum, old.affine, old.track_running_stats)
-        else:
-            raise ModelError(f"the pruning plan names layer {name!r}, a {type(old).__name__} whose width cannot be set")
-        if widths(old) != widths(new):
-            setattr(parent, name.rpartition(".")[2], new)
 
 
 def save(directory: Path, spec: ModelSpec, network: nn.Module) -> None:

@@ -141,6 +141,13 @@ class Prune(Section):
     pruner: Component = Field(
         Component(name="channel", keep_macs=0.6, round_to=4), description="The method and its target."
     )
+    then: tuple[Component, ...] = Field(
+        (), description="Further pruners, each of which takes what the one before it left, recovered."
+    )
+    rounds: PositiveInt = Field(
+        1, description="Steps in which each pruner reaches its target, with recovery after every one of them."
+    )
+    round_epochs: PositiveInt = Field(1, description="Epochs of recovery after every step but the last.")
     loss: Component = Field(
         Component(name="kd", temperature=4.0, alpha=0.9), description="The loss while the pruned model recovers."
     )
@@ -303,6 +310,8 @@ class Settings(Section):
         yield "distill.model", "models", self.distill.model
         yield "distill.loss", "losses", self.distill.loss
         yield "prune.pruner", "pruners", self.prune.pruner
+        for place, pruner in enumerate(self.prune.then):
+            yield f"prune.then.{place}", "pruners", pruner
         yield "prune.loss", "losses", self.prune.loss
         yield "quantize.quantizer", "quantizers", self.quantize.quantizer
 

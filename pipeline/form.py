@@ -77,7 +77,7 @@ def _type(leaf: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "boolean":  # a switch cannot say "neither"
         return {"type": ["string", "boolean", "null"], "examples": ["true", "false"], "pattern": "^(true|false)$"}
     if kind == "array":
-        items = leaf["items"]
+        items = {"type": "object"} if "$ref" in leaf["items"] else leaf["items"]
         choices = {"examples": items["enum"]} if "enum" in items else {}
         return {"type": ["array", "null"], "items": items, **choices}
     return {"type": [kind, "null"], **bounds}

@@ -93,6 +93,8 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         return " or ".join(_allowed(branch) for branch in schema["anyOf"])
     if "const" in schema or "enum" in schema:
         return ", ".join(f"`{word}`" for word in schema.get("enum", [schema.get("const")]))
+    if "$ref" in schema:  # an item of a list; every other component is known by its kind
+        return "a component, `{name: ..., ...}`"
     if schema["type"] == "array":
         return f"list of: {_allowed(schema['items'])}"
     names = {

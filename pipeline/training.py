@@ -64,6 +64,8 @@ class TrainingJob(BaseModel):
     teacher: Path | None = None
     """Checkpoint of the teacher; needs `loss`."""
     loss: Component | None = None
+    hold_zeros: bool = False
+    """Whether weights that are zero in `start` stay zero."""
     part: tuple[int, int] = (0, 1)
     """Which of how many trainings of its stage this is, so that progress counts all of them."""
 
@@ -175,6 +177,7 @@ class _Training:
         torch.manual_seed(job.seed)
         network = checkpoint.load(job.start)[1] if job.start else checkpoint.build(job.spec)
         self.network = self._place(network).train()
+        self.held = _nonzero(self.network) if job.hold_zeros else {}
         self.shared = ranks.share(self.network, job.strategy)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if job.fit.ema_decay else None
         self.teacher = self._place(checkpoint.load(job.teacher)[1]).requires_grad_(False) if job.teacher else None
@@ -259,6 +262,9 @@ class _Training:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        with torch.no_grad():
+            for weight, mask in self.held.items():
+                weight.mul_(mask)
         if self.average is not None:
             follow_(self.average, self.network, min(self.fit.ema_decay, (step + 1) / (step + 10)))
         return loss.detach()
@@ -349,6 +355,11 @@ class _Training:
 
     def _place(self, network: nn.Module) -> nn.Module:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _nonzero(network: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Return a mask of every weight that has zeros; biases and batch norms, the vectors, are left out."""
+    return {weight: weight != 0 for weight in network.parameters() if weight.ndim > 1 and bool((weight == 0).any())}
 
 
 def has_bf16(device: torch.device) -> bool:

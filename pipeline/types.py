@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -45,6 +45,12 @@ class Pruner(Protocol):
 
         `batches` yields (normalised images (N, C, H, W), labels (N,)) for pruners that look at data.
         Raises `ModelError` where nothing was pruned or the target cannot be reached.
+        """
+
+    def rounds(self, count: int) -> Sequence[Pruner]:
+        """Return `count` pruners that, called one after another on the same network, reach this one's target in steps.
+
+        Raises `SettingsError` for a `count` above 1 where the method knows no half way.
         """
 
 

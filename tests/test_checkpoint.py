@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from pipeline import checkpoint
+from pipeline import checkpoint, surgery
 from pipeline.checkpoint import Preprocessing, PruningStep, image_classifier
 from pipeline.errors import ModelError
 
@@ -35,7 +35,7 @@ def test_raw_pixels_are_normalised_channel_by_channel(spec):
 def test_a_pruning_plan_sets_the_widths(spec):
     narrow = {"blocks.0.conv1": (4, 2), "blocks.0.bn1": (2, 2), "blocks.0.conv2": (2, 4)}
     network = checkpoint.build(spec.model_copy(update={"pruning": (PruningStep(method="x", widths=narrow),)}))
-    assert checkpoint.widths(network) | narrow == checkpoint.widths(network)
+    assert surgery.widths(network) | narrow == surgery.widths(network)
     assert network(torch.zeros(1, 2, 8, 8)).shape == (1, 3)
 
 

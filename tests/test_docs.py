@@ -190,11 +190,11 @@ def spec_of(architecture, **arguments):
 def test_the_example_of_a_model(own):
     import torch
 
-    from pipeline import checkpoint
+    from pipeline import checkpoint, surgery
 
     network = checkpoint.build(spec_of(own, width=4))
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
-    assert checkpoint.widths(network)["head"] == (8, 4)
+    assert surgery.widths(network)["head"] == (8, 4)
 
 
 @of("pruners")

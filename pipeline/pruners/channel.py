@@ -17,9 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.checkpoint import ModelSpec, PruningStep, widths
+from pipeline.checkpoint import ModelSpec, PruningStep
 from pipeline.errors import ModelError
 from pipeline.macs import macs
+from pipeline.surgery import widths
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Channel:
         self.scope: Literal["global", "local"] = scope
         self.round_to = round_to
         self.max_ratio = max_ratio
+
+    def rounds(self, count: int) -> list[Channel]:
+        """Return `count` pruners that each keep the same share of what the one before left."""
+        share = self.keep_macs ** (1.0 / count)
+        return [Channel(share, self.importance, self.scope, self.round_to, self.max_ratio)] * count
 
     def __call__(self, spec: ModelSpec, network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> PruningStep:
         """Prune `network` in place; outputs of the last layer and channels of the image stay. Looks at no data.

@@ -1,4 +1,4 @@
-"""Take channels out of the student and let it recover by distillation.
+"""Make the student smaller, by one method or several, and let it recover by distillation after each.
 
 Leaves a checkpoint whose spec holds the pruning plan, `history.json` and `plots/learning_curves.png`.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import checkpoint, macs
 from pipeline.checkpoint import ModelSpec
@@ -18,7 +18,7 @@ from pipeline.config import Distributed, Prune
 from pipeline.data import load_manifest, open_split
 from pipeline.fitting import check_same_task, train_job
 from pipeline.training import TrainingJob, evaluate
-from pipeline.types import Metrics
+from pipeline.types import Metrics, Pruner
 
 _PRUNER_BATCH = 64
 
@@ -34,9 +34,10 @@ def prune(
     out: Path,
     scratch: Path,
 ) -> Metrics:
-    """Prune the checkpoint in `student` with `config.pruner` and train it on with `config.loss` against `teacher`.
+    """Prune the checkpoint in `student` with `config.pruner`, then with each of `config.then`, in `config.rounds` steps.
 
-    Returns accuracy before and after each step, size and speed. Raises `ModelError` where nothing was pruned, the target
+    After each step the network is trained on with `config.loss` against `teacher`. Returns accuracy before and after, size
+    and speed. Raises `ModelError` where nothing was pruned, the target
     cannot be reached, or a model was trained for other labels or images.
     """
     manifest = load_manifest(data)
@@ -46,35 +47,53 @@ def prune(
     validation = open_split(data, "validation")
     before = {"macs": macs.macs(network, spec.image_shape), "parameters": macs.parameters(network)}
     unpruned, _ = evaluate(network, spec, validation)
-
-    step = config.pruner.build("pruners")(spec, network, _batches(spec, data, seed))
-    spec = spec.model_copy(update={"pruning": (*spec.pruning, step)})
-    pruned, _ = evaluate(network, spec, validation)
-    checkpoint.save(scratch / "pruned", spec, network)
-
-    job = TrainingJob(
-        section="prune.fit",
-        what="prune",
-        spec=spec,
-        fit=config.fit,
-        data=data,
-        seed=seed,
-        scratch=scratch,
-        out=out,
-        strategy=distributed.strategy,
-        start=scratch / "pruned",
-        teacher=teacher,
-        loss=config.loss,
-    )
-    recovered = train_job(job, distributed)
+    steps = [one for pruner in _pruners(config) for one in pruner.rounds(config.rounds)]
+    images = _batches(spec, data, seed)
+    pruned, recovered = unpruned, dict[str, float]()
+    for place, pruner in enumerate(steps):
+        last = place + 1 == len(steps)
+        step = pruner(spec, network, images)
+        spec = spec.model_copy(update={"pruning": (*spec.pruning, step)})
+        pruned, _ = evaluate(network, spec, validation)
+        begun = scratch / f"pruned{place}"
+        checkpoint.save(begun, spec, network)
+        job = TrainingJob(
+            section="prune.fit",
+            what="prune" if last else f"prune (step {place + 1} of {len(steps)})",
+            spec=spec,
+            fit=config.fit if last else config.fit.model_copy(update={"epochs": config.round_epochs}),
+            data=data,
+            seed=seed,
+            scratch=scratch / f"recovery{place}",
+            out=out if last else scratch / f"recovered{place}",
+            strategy=distributed.strategy,
+            start=begun,
+            teacher=teacher,
+            loss=config.loss,
+            hold_zeros=any(one.zeros for one in spec.pruning),
+        )
+        recovered = dict(train_job(job, distributed))
+        spec, network = checkpoint.load(job.out)
     return {
         **recovered,
         "validation_accuracy_before_pruning": unpruned,
         "validation_accuracy_before_recovery": pruned,
         "macs_kept": recovered["macs"] / before["macs"],
         "parameters_kept": recovered["parameters"] / before["parameters"],
-        "channels_removed": sum(map(len, step.removed.values())),
+        "channels_removed": sum(len(channels) for step in spec.pruning for channels in step.removed.values()),
+        "zeros_share": zeros_share(network),
     }
+
+
+def zeros_share(network: nn.Module) -> float:
+    """Return the share of the weights of all layers, batch norms and biases left out, that are zero."""
+    weights = [weight for weight in network.parameters() if weight.ndim > 1]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def _pruners(config: Prune) -> list[Pruner]:
+    """Return every pruner in order, all made before the first is called: wrong settings must not cost a training."""
+    return [component.build("pruners") for component in (config.pruner, *config.then)]
 
 
 def _batches(spec: ModelSpec, data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
