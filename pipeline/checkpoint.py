@@ -69,6 +69,8 @@ class ModelSpec(_Frozen):
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     pruning: tuple[PruningStep, ...] = ()
+    folded: dict[str, str] = Field(default_factory=dict)
+    """Batch norm -> the convolution that it was folded into, after all pruning."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -103,6 +105,7 @@ def build(spec: ModelSpec) -> nn.Module:
         surgery.drop_(network, step.dropped)
         surgery.factorise_(network, step.ranks)
         surgery.set_widths_(network, step.widths)
+    surgery.fold_(network, spec.folded)
     return network
 
 

@@ -154,6 +154,12 @@ class Prune(Section):
     fit: Fit = Field(Fit(epochs=2, lr=0.05), description="How the pruned model recovers.")
 
 
+class Finetune(Fit):
+    """Quantization-aware training, which may be left out."""
+
+    epochs: int = Field(0, ge=0, description="Epochs of quantization-aware training; 0 leaves it out.")
+
+
 class Quantize(Section):
     """int8."""
 
@@ -163,6 +169,13 @@ class Quantize(Section):
     calibration_images: PositiveInt = Field(512, description="Training images that set the ranges of activations.")
     targets: tuple[Literal["cpu", "tensorrt"], ...] = Field(
         ("cpu", "tensorrt"), min_length=1, description="Graph forms to write: cpu is U8S8, tensorrt is symmetric S8S8."
+    )
+    loss: Component = Field(
+        Component(name="kd", temperature=4.0, alpha=0.9), description="The loss of quantization-aware training."
+    )
+    fit: Finetune = Field(
+        Finetune(lr=0.01, schedule="cosine", amp="off"),
+        description="Quantization-aware training; what it makes is kept only if it is better than without.",
     )
 
 
@@ -314,6 +327,7 @@ class Settings(Section):
             yield f"prune.then.{place}", "pruners", pruner
         yield "prune.loss", "losses", self.prune.loss
         yield "quantize.quantizer", "quantizers", self.quantize.quantizer
+        yield "quantize.loss", "losses", self.quantize.loss
 
 
 def recipes() -> list[str]:

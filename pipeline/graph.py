@@ -90,9 +90,11 @@ _ALL = (
     Stage(
         "quantize",
         "Bring the pruned student to int8, calibrated on training images.",
-        inputs={"data": "prepare_data", "pruned": "prune"},
-        shared=("seed",),
-        timeout_minutes=120,
+        inputs={"data": "prepare_data", "teacher": "train", "pruned": "prune"},
+        shared=("distributed", "seed"),
+        pool="training",
+        retries=2,
+        timeout_minutes=24 * 60,
     ),
     Stage(
         "export_onnx",

@@ -1,4 +1,4 @@
-"""How a plan changes the shape of a network: blocks that are dropped, layers cut into factors, layers made narrower.
+"""How a plan changes the shape of a network: blocks dropped, layers cut into factors or made narrower, batch norms folded.
 
 Pruners use these functions on a trained network; `checkpoint.build` replays them on a fresh one, whose weights are then
 read from the file. A plan is plain data, so nothing but tensors and JSON is ever read back.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
 from pipeline.errors import ModelError
@@ -97,6 +98,28 @@ def set_widths_(network: nn.Module, wanted: Mapping[str, tuple[int, int]]) -> No
             raise ModelError(f"the pruning plan names layer {name!r}, a {type(old).__name__} whose width cannot be set")
         if widths(old) != widths(new):
             replace_(network, name, new)
+
+
+def fold_(network: nn.Module, batch_norms: Mapping[str, str]) -> None:
+    """Fold, in place, each batch norm into the convolution that it is mapped to, with the statistics that it has gathered.
+
+    The convolution gets a bias; nothing stays where the batch norm was. In evaluation the network answers as before
+    (Jacob et al., https://arxiv.org/abs/1712.05877, section 3.2). Raises `ModelError`.
+    """
+    for name, convolution_name in batch_norms.items():
+        norm, convolution = layer(network, name), layer(network, convolution_name)
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(convolution, nn.Conv2d):
+            raise ModelError(
+                f"the plan folds {name!r}, a {type(norm).__name__}, into {convolution_name!r}, a "
+                f"{type(convolution).__name__}: only a BatchNorm2d can be folded, and only into a Conv2d"
+            )
+        assert norm.running_mean is not None and norm.running_var is not None
+        with torch.no_grad():
+            factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            shift = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
+            convolution.weight *= factor.view(-1, 1, 1, 1)
+            convolution.bias = nn.Parameter(norm.bias + shift * factor)
+        replace_(network, name, nn.Identity())
 
 
 def layer(network: nn.Module, name: str) -> nn.Module:

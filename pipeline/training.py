@@ -25,12 +25,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import augment, checkpoint, progress, snapshot
+from pipeline import augment, checkpoint, fake_quant, progress, snapshot
 from pipeline.checkpoint import ModelSpec
 from pipeline.config import Component, Fit
 from pipeline.data import Split, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
+from pipeline.fake_quant import FakeQuant
 
 HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
@@ -66,6 +67,8 @@ class TrainingJob(BaseModel):
     loss: Component | None = None
     hold_zeros: bool = False
     """Whether weights that are zero in `start` stay zero."""
+    fake_quant: FakeQuant | None = None
+    """What the network rounds while it trains, to be quantized afterwards; needs `start`, and leaves `ranges.json` too."""
     part: tuple[int, int] = (0, 1)
     """Which of how many trainings of its stage this is, so that progress counts all of them."""
 
@@ -176,6 +179,8 @@ class _Training:
         self.labels = torch.from_numpy(self.train.labels)
         torch.manual_seed(job.seed)
         network = checkpoint.load(job.start)[1] if job.start else checkpoint.build(job.spec)
+        if job.fake_quant is not None:
+            network = fake_quant.simulate(job.spec, network, job.fake_quant)
         self.network = self._place(network).train()
         self.held = _nonzero(self.network) if job.hold_zeros else {}
         self.shared = ranks.share(self.network, job.strategy)
@@ -225,7 +230,12 @@ class _Training:
         self.network.load_state_dict(self.best)
         self.job.out.mkdir(parents=True, exist_ok=True)
         (self.job.out / HISTORY_FILE).write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
-        checkpoint.save(self.job.out, self.job.spec, self.network)
+        network = self.network
+        if self.job.fake_quant is not None and self.job.start is not None:
+            network = fake_quant.trained(self.network.cpu(), checkpoint.load(self.job.start)[1])
+            learned = json.dumps(fake_quant.ranges(self.network), indent=2)
+            (self.job.out / fake_quant.RANGES_FILE).write_text(learned + "\n", encoding="utf-8")
+        checkpoint.save(self.job.out, self.job.spec, network)
 
     def resume(self) -> None:
         """Take up the snapshot of this very job, if there is one."""

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, training
+from pipeline import checkpoint, fake_quant, training
 from pipeline.config import Component, Fit
 from pipeline.data import load_manifest, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
+from pipeline.fake_quant import FakeQuant, Grid, Levels
 from pipeline.fitting import new_spec
 from pipeline.training import TrainingJob, evaluate, follow_, learning_rate, make_optimizer, my_batches
 
@@ -263,3 +264,42 @@ def test_progress_tells_how_far_and_how_fast(tiny_data, tmp_path, monkeypatch):
     assert [event["done"] for event in events] == [40, 40, 50, 50, 60, 60] and events[0]["total"] == 60
     assert set(events[0]["metrics"]) == {"epoch", "lr", "loss", "images_per_second"}
     assert set(events[1]["metrics"]) == {"epoch", "lr", "train_loss", "validation_loss", "validation_accuracy"}
+
+
+ROUNDED = FakeQuant(
+    grids=(Grid(tensors=("relu",), nodes=("relu",), scale=0.02, zero_point=0, low=0, high=255, learned=True),),
+    weights={"conv.weight": Levels(count=127, axis=0), "head.weight": Levels(count=127, axis=0)},
+)
+
+
+def rounded_job(data, where, fit=FIT):
+    spec = new_spec(PLAIN, load_manifest(data))
+    torch.manual_seed(1)
+    checkpoint.save(where / "start", spec, checkpoint.build(spec))
+    return job(data, where, fit, PLAIN, start=where / "start", fake_quant=ROUNDED)
+
+
+def test_a_training_that_rounds_leaves_a_plain_checkpoint_judged_as_quantized(tiny_data, tmp_path):
+    out = run(rounded_job(tiny_data, tmp_path))
+    assert {path.name for path in out.iterdir()} == {"model.json", "model.safetensors", "history.json", "ranges.json"}
+    spec, network = checkpoint.load(out)
+    assert set(weights(out)) == {"conv.weight", "conv.bias", "head.weight", "head.bias"}
+    assert not torch.equal(weights(out)["conv.weight"], weights(tmp_path / "start")["conv.weight"])
+    low, high = json.loads((out / "ranges.json").read_text())["relu"]
+    assert low == 0.0 and high != pytest.approx(0.02 * 255, rel=1e-6), "the step is learned"
+    grid = ROUNDED.grids[0].model_copy(update={"scale": high / 255})
+    simulated = fake_quant.simulate(spec, network, ROUNDED.model_copy(update={"grids": (grid,)}))
+    accuracy, _ = evaluate(simulated, spec, open_split(tiny_data, "validation"))
+    assert accuracy == max(row["validation_accuracy"] for row in history(out))
+
+
+def test_a_resumed_training_that_rounds_ends_like_one_that_was_never_stopped(tiny_data, tmp_path):
+    fit = FIT.model_copy(update={"epochs": 2, "ema_decay": 0.9})
+    whole = run(rounded_job(tiny_data, tmp_path / "whole", fit))
+    broken = rounded_job(tiny_data, tmp_path / "broken", fit)
+    training._Training(broken).run_epoch()
+    resumed = run(broken)
+    assert curves(resumed) == curves(whole)
+    assert (resumed / "ranges.json").read_text() == (whole / "ranges.json").read_text()
+    before, after = weights(whole), weights(resumed)
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -1,6 +1,10 @@
 """`quantize`: the pruned student in int8, once for each target, with the proof that it is faster here.
 
 Out: ``<target>/model.onnx`` for each target, ``model.json`` and ``quantization.json``.
+
+With ``quantize.fit.epochs`` the student is also trained on while it rounds as its integer graph does (see
+`pipeline.fake_quant`), quantized again from there, and the better of the two on the validation split is kept. Training is
+not assumed to help: ``quantization.json`` says which it is. What was trained stays in ``qat/`` either way.
 """
 
 from __future__ import annotations
@@ -11,61 +15,158 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from pipeline import cpu, onnx_graph
-from pipeline.checkpoint import SPEC_FILE, WEIGHTS_FILE, load, sha256
-from pipeline.config import Quantize
-from pipeline.data import open_split
+from pipeline import cpu, fake_quant, onnx_graph, quant_plan
+from pipeline.checkpoint import SPEC_FILE, WEIGHTS_FILE, ModelSpec, load, load_spec, save, sha256
+from pipeline.config import Distributed, Fit, Quantize
+from pipeline.data import Split, load_manifest, open_split
 from pipeline.errors import ModelError
+from pipeline.fitting import check_same_task, train_job
 from pipeline.progress import report
 from pipeline.runners import OnnxRunner
 from pipeline.timing import time_runners
+from pipeline.training import TrainingJob
 from pipeline.types import Metrics, Quantizer
 
 QUANTIZATION_FILE = "quantization.json"
+QAT = "qat"
+"""Directory of the checkpoint that was trained while it rounded."""
 BATCHES = (1, 64)
 SECONDS = 0.3
 """Least time of each timing."""
+_EVALUATION_BATCH = 100
 _log = logging.getLogger(__name__)
 
 
-def quantize(config: Quantize, *, data: Path, pruned: Path, seed: int, out: Path) -> Metrics:
+def quantize(
+    config: Quantize,
+    *,
+    data: Path,
+    teacher: Path,
+    pruned: Path,
+    distributed: Distributed,
+    seed: int,
+    out: Path,
+    scratch: Path,
+) -> Metrics:
     """Quantize the checkpoint in `pruned`, calibrated on training images of `data`.
 
-    Returns, for each target, what its quantizer counted, and for cpu the speed against float on one thread of this
-    machine. Raises `ModelError`, `DataError` or `SettingsError`.
+    Returns, for each target, what its quantizer counted, for cpu the speed against float on one thread of this machine,
+    and, where it was also trained, the accuracy with and without. Raises `ModelError`, `DataError` or `SettingsError`.
     """
     spec, network = load(pruned)
     images, calibration = calibration_images(data, config.calibration_images, spec.image_shape, seed)
     quantizer: Quantizer = config.quantizer.build("quantizers")
+    if config.fit.epochs:
+        check_same_task("teacher", load_spec(teacher), load_manifest(data))
+        spec, network = fake_quant.fold(spec, network)
     shutil.copy2(pruned / SPEC_FILE, out / SPEC_FILE)
-    counted: dict[str, Metrics] = {}
+    lineage = {"weights_sha256": sha256(pruned / WEIGHTS_FILE)}
+    judged = "cpu" if "cpu" in config.targets else config.targets[0]  # what is trained for and measured
     timing: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        float_file = Path(scratch) / "float" / "model.onnx"
-        float_file.parent.mkdir()
-        onnx_graph.export(spec, network, float_file, metadata={"weights_sha256": sha256(pruned / WEIGHTS_FILE)})
-        for done, target in enumerate(config.targets):
-            report("quantize", done=done, total=len(config.targets))
-            (out / target).mkdir()
-            counted[target] = quantizer(float_file, images, out / target / "model.onnx", target)
+    trained: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        files = {"ptq": Path(directory) / "ptq"}
+        counted = {"ptq": _write(spec, network, quantizer, config.targets, images, files["ptq"], lineage)}
+        kept = "ptq"
+        if config.fit.epochs:
+            float_file, int8_file = (files["ptq"] / form / "model.onnx" for form in ("float", judged))
+            save(scratch / "folded", spec, network)
+            job = TrainingJob(
+                section="quantize.fit",
+                what="quantize (training)",
+                spec=spec,
+                fit=Fit(**config.fit.model_dump()),
+                data=data,
+                seed=seed,
+                scratch=scratch / QAT,
+                out=out / QAT,
+                strategy=distributed.strategy,
+                start=scratch / "folded",
+                teacher=teacher,
+                loss=config.loss,
+                hold_zeros=any(step.zeros for step in spec.pruning),
+                fake_quant=quant_plan.plan(spec, network, float_file, int8_file, images),
+            )
+            trained = {"training": dict(train_job(job, distributed))}
+            files[QAT] = Path(directory) / QAT
+            counted[QAT] = _write(*load(job.out), quantizer, config.targets, images, files[QAT], lineage | _of(job.out))
+            trained |= _compare({name: made / judged / "model.onnx" for name, made in files.items()}, data)
+            kept = trained["kept"]
+        for target in config.targets:
+            shutil.copytree(files[kept] / target, out / target)
         if "cpu" in config.targets:
-            timing = prove(float_file, out / "cpu" / "model.onnx", images)
-    report("quantize", done=len(config.targets), total=len(config.targets))
+            timing = prove(files[kept] / "float" / "model.onnx", out / "cpu" / "model.onnx", images)
     record = {
         "quantizer": config.quantizer.model_dump(),
         "calibration": calibration,
-        "targets": counted,
+        "targets": counted[kept],
         "timing": timing,
         "cpu": cpu.describe().model_dump(),
+        **({"training": trained} if trained else {}),
     }
     (out / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return _metrics(counted, timing)
+    return _metrics(counted[kept], timing, trained)
+
+
+def _write(
+    spec: ModelSpec,
+    network: nn.Module,
+    quantizer: Quantizer,
+    targets: tuple[str, ...],
+    images: NDArray[np.uint8],
+    directory: Path,
+    metadata: Mapping[str, str],
+) -> dict[str, Metrics]:
+    """Write `network` as ``float/model.onnx`` and in the form of each target into `directory`; return what was counted."""
+    float_file = directory / "float" / "model.onnx"
+    float_file.parent.mkdir(parents=True)
+    onnx_graph.export(spec, network, float_file, metadata=metadata)
+    counted: dict[str, Metrics] = {}
+    for done, target in enumerate(targets):
+        report("quantize", done=done, total=len(targets))
+        (directory / target).mkdir()
+        counted[target] = quantizer(float_file, images, directory / target / "model.onnx", target)
+    report("quantize", done=len(targets), total=len(targets))
+    return counted
+
+
+def _of(trained: Path) -> dict[str, str]:
+    """Return what the float graph of a checkpoint that was trained while it rounded must say of it."""
+    ranges = json.loads((trained / fake_quant.RANGES_FILE).read_text(encoding="utf-8"))
+    return {"trained_sha256": sha256(trained / WEIGHTS_FILE), quant_plan.RANGES_KEY: json.dumps(ranges)}
+
+
+def _compare(files: Mapping[str, Path], data: Path) -> dict[str, Any]:
+    """Return the accuracy of both graphs on the validation split, and which to keep; a tie goes to what was not trained."""
+    validation = open_split(data, "validation")
+    accuracies = {name: accuracy(file, validation) for name, file in files.items()}
+    kept = QAT if accuracies[QAT] > accuracies["ptq"] else "ptq"
+    if kept == "ptq":
+        _log.warning(
+            "training with quantization did not help: %.4f on the validation split against %.4f without; what was not "
+            "trained is kept",
+            accuracies[QAT], accuracies["ptq"],
+        )  # fmt: skip
+    return {"kept": kept, "validation_accuracy": accuracies}
+
+
+def accuracy(file: Path, split: Split) -> float:
+    """Return the share of the images of `split` that the ONNX `file` answers rightly."""
+    runner = OnnxRunner(file)
+    right = 0
+    for start in range(0, len(split), _EVALUATION_BATCH):
+        logits = runner({"image": split.slice(start, start + _EVALUATION_BATCH)})["logits"]
+        right += int((logits.argmax(axis=1) == split.labels[start : start + _EVALUATION_BATCH]).sum())
+    runner.close()
+    return right / len(split)
 
 
 def calibration_images(
@@ -127,11 +228,17 @@ def prove(float_file: Path, int8_file: Path, images: NDArray[np.uint8]) -> dict[
     return timing
 
 
-def _metrics(counted: dict[str, Metrics], timing: dict[str, Any]) -> Metrics:
+def _metrics(counted: Mapping[str, Metrics], timing: Mapping[str, Any], trained: Mapping[str, Any]) -> Metrics:
     metrics = {f"{target}_{name}": value for target, found in counted.items() for name, value in found.items()}
     for batch in BATCHES if timing else ():
         metrics[f"int8_speedup_batch_{batch}"] = timing[f"batch_{batch}"]["speedup"]
         metrics[f"int8_images_per_second_batch_{batch}"] = timing[f"batch_{batch}"]["int8"]
     if timing:
         metrics["int8_agreement"] = timing["agreement"]
+    if trained:
+        accuracies = trained["validation_accuracy"]
+        metrics |= {f"{name}_validation_accuracy": value for name, value in accuracies.items()}
+        metrics["qat_gain"] = accuracies[QAT] - accuracies["ptq"]
+        metrics["qat_kept"] = float(trained["kept"] == QAT)
+        metrics["qat_seconds"] = trained["training"]["seconds"]
     return metrics

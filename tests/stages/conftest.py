@@ -104,12 +104,14 @@ def digits_checkpoints(digits_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def quantized(digits_data, digits_checkpoints, tmp_path_factory):
     """(what `quantize` wrote, the metrics that it returned)"""
-    from pipeline.config import Quantize
+    from pipeline.config import Distributed, Quantize
     from pipeline.stages.quantize import quantize
 
     out = tmp_path_factory.mktemp("quantized")
+    places = {"data": digits_data, "teacher": digits_checkpoints["teacher"], "pruned": digits_checkpoints["pruned"]}
     config = Quantize(calibration_images=200)
-    return out, quantize(config, data=digits_data, pruned=digits_checkpoints["pruned"], seed=3, out=out)
+    scratch = tmp_path_factory.mktemp("quantized-scratch")
+    return out, quantize(config, **places, distributed=Distributed(), seed=3, out=out, scratch=scratch)
 
 
 @pytest.fixture(scope="session")
