@@ -13,43 +13,49 @@ form in which two very different runtimes run the result as integers:
 
 from __future__ import annotations
 
-import collections
-import contextlib
-import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import Field
 
 from pipeline import cpu
-from pipeline.errors import ModelError
-from pipeline.onnx_graph import NORMALISED, annotate, check, network_of, prepend
+from pipeline.onnx_graph import NORMALISED, network_of, prepend
+from pipeline.proof import count_operators
+from pipeline.quant_plan import take_ranges
+from pipeline.quantizers._calibration import Images, Method, Range, check_images, pixel_scale_and_shift, ranges
 from pipeline.quantizers._columns import fold_columns
+from pipeline.quantizers._writing import check_target, write
 from pipeline.types import Metrics
 
-BATCH = 32
-"""Calibration images that are in memory as activations at the same time."""
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
 _OPERATORS = {"cpu": ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "GlobalAveragePool", "AveragePool", "MaxPool",
                       "Flatten", "Reshape", "Transpose", "Concat"],
               "tensorrt": ["Conv", "Gemm", "MatMul", "Add"]}  # fmt: skip
-_FLOAT_OPERATORS = {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "GlobalAveragePool", "AveragePool",
-                    "MaxPool", "ReduceMean", "QuantizeLinear", "Cast"}  # fmt: skip
-_INTEGER_OPERATORS = {"QLinearConv", "QLinearAdd", "QLinearMul", "QLinearMatMul", "QLinearGlobalAveragePool",
-                      "QLinearAveragePool", "QLinearConcat", "QGemm", "MatMulIntegerToFloat"}  # fmt: skip
+_CALCULATING = {"Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "Concat"}
+"""Operators that are quantized by themselves; the others are where their input is."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float network and what is known of its activations: enough to quantize it in many ways."""
+
+    source: onnx.ModelProto
+    """As it was exported."""
+    network: onnx.ModelProto
+    """From `NORMALISED`, its constants folded."""
+    ranges: Mapping[str, Range]
+
+    def layers(self, target: str) -> list[onnx.NodeProto]:
+        """The nodes that `target` can run as integers, each on its own, in the order of the graph."""
+        return [node for node in self.network.graph.node if node.op_type in _CALCULATING & set(_OPERATORS[target])]
 
 
 class Static:
@@ -61,17 +67,21 @@ class Static:
         percentile: share of values inside the range, in per cent; for percentile only.
         fold: whether neighbouring columns are folded into channels (see `_columns`), for cpu only: auto folds where this
             machine has VNNI, as it costs products to save copies.
+        reduce_range: weights in 7 bits, for CPUs without VNNI: there no sum of two products overflows then (see
+            `pipeline.saturation`). It costs a bit of precision everywhere.
     """
 
     def __init__(
         self,
-        calibration: Literal["minmax", "percentile", "entropy"] = "minmax",
+        calibration: Method = "minmax",
         percentile: Annotated[float, Field(ge=90.0, le=100.0)] = 99.99,
         fold: Literal["auto", "on", "off"] = "auto",
+        reduce_range: bool = False,
     ) -> None:
         self.calibration = calibration
         self.percentile = percentile
         self.fold = fold
+        self.reduce_range = reduce_range
 
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Quantize `onnx_file` to `out` for `target`, 'cpu' or 'tensorrt'.
@@ -79,98 +89,89 @@ class Static:
         `calibration` holds raw images (N, C, H, W). Returns ``fused_integer_ops`` and ``float_ops_left``, counted in the
         graph that ONNX Runtime really runs; for tensorrt, ``quantized_tensors`` only. Raises `ModelError`.
         """
-        if target not in _OPERATORS:
-            raise ModelError(f"target is {target!r}: the static quantizer knows {', '.join(_OPERATORS)}")
-        model = onnx.load(onnx_file)
-        network = network_of(model)
-        _check_images(calibration, network)
-        scale, shift = pixel_scale_and_shift(model)
-        pixels = _pixel_quantization(scale, shift) if target == "cpu" else None
+        check_target(target, tuple(_OPERATORS), "static")
+        calibrated = self.calibrate(onnx_file, calibration)
+        quantized = self.quantize(calibrated, target)
+        write(quantized, calibrated.source, out, target, "int8", calibration=self.calibration)
+        return census(out, target)
+
+    def calibrate(self, onnx_file: Path, calibration: NDArray[np.uint8]) -> Calibrated:
+        """Return the network in `onnx_file` with the ranges that raw images (N, C, H, W) give. Raises `ModelError`.
+
+        Ranges that it was trained for are taken instead; see `pipeline.quant_plan`.
+        """
+        source = onnx.load(onnx_file)
+        network = network_of(source)
+        check_images(calibration, source)
         with tempfile.TemporaryDirectory() as scratch:
-            quantized = self._quantize(network, _Batches(calibration, scale, shift), target, pixels, Path(scratch))
-        if pixels is None or not _take_pixels(quantized, model):
-            _put_preprocessing_back(quantized, model)
+            prepared = Path(scratch) / "prepared.onnx"
+            onnx.save(network, Path(scratch) / "float.onnx")
+            quant_pre_process(Path(scratch) / "float.onnx", prepared, skip_symbolic_shape=True)
+            network = onnx.load(prepared)
+        images = Images(calibration, *pixel_scale_and_shift(source))
+        found = ranges(network, images, self.calibration, self.percentile)
+        return Calibrated(source, network, {**found, **take_ranges(source)})
+
+    def quantize(self, calibrated: Calibrated, target: str, keep_float: Collection[str] = ()) -> onnx.ModelProto:
+        """Return the network with Q/DQ pairs in the form of `target`, from raw pixels on; see `Calibrated.layers`.
+
+        The nodes that `keep_float` names stay float, and so does what is between them.
+        """
+        source = calibrated.source
+        pixels = _pixel_quantization(*pixel_scale_and_shift(source)) if target == "cpu" else None
+        quantized = self._insert_pairs(calibrated, target, pixels, keep_float)
+        if pixels is None or not _take_pixels(quantized, source):
+            _put_preprocessing_back(quantized, source)
         if target == "tensorrt":
             _keep_fused_branches_float(quantized)
         elif self.fold == "on" or (self.fold == "auto" and cpu.describe().vnni):
             fold_columns(quantized)
         _drop_dead(quantized)
-        del quantized.metadata_props[:]
-        source = {entry.key: entry.value for entry in model.metadata_props}
-        annotate(quantized, {**source, "precision": "int8", "target": target, "calibration": self.calibration})
-        check(quantized, f"the {target} form of {onnx_file.name}")
-        onnx.save(quantized, out)
-        return _census(out, quantized, target)
+        return quantized
 
-    def _quantize(
-        self, network: onnx.ModelProto, reader: _Batches, target: str, pixels: dict[str, Any] | None, scratch: Path
+    def _insert_pairs(
+        self, calibrated: Calibrated, target: str, pixels: dict[str, Any] | None, keep_float: Collection[str]
     ) -> onnx.ModelProto:
-        """Return `network` (float, from `NORMALISED`) with Q/DQ pairs."""
-        onnx.save(network, scratch / "float.onnx")
-        quant_pre_process(scratch / "float.onnx", scratch / "prepared.onnx", skip_symbolic_shape=True)
+        """Return the network (float, from `NORMALISED`) with Q/DQ pairs."""
         symmetric = target == "tensorrt"
-        with contextlib.redirect_stdout(io.StringIO()):  # the histogram methods print their progress
+        with tempfile.TemporaryDirectory() as scratch:
+            network, found, quantized = (Path(scratch) / name for name in ("float.onnx", "ranges.json", "int8.onnx"))
+            onnx.save(calibrated.network, network)
+            limits = {name: _limits(limit) for name, limit in calibrated.ranges.items()}
+            save_tensors_data(TensorsData(CalibrationMethod.MinMax, limits), found)
             quantize_static(
-                scratch / "prepared.onnx",
-                scratch / "quantized.onnx",
-                reader,
+                network,
+                quantized,
+                calibration_cache_path=found,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_OPERATORS[target],
+                nodes_to_exclude=list(keep_float),
                 per_channel=True,
-                reduce_range=False,
+                reduce_range=self.reduce_range,
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                calibrate_method=_METHODS[self.calibration],
                 extra_options={
                     "ActivationSymmetric": symmetric,
                     "WeightSymmetric": True,
                     "QuantizeBias": not symmetric,
                     "OpTypesToExcludeOutputQuantization": _OPERATORS[target] if symmetric else ["Gemm", "MatMul"],
                     "TensorQuantOverrides": {NORMALISED: [pixels]} if pixels else {},
-                    "CalibStridedMinMax": 1,
-                    "CalibPercentile": self.percentile,
                 },
             )
-        quantized = onnx.load(scratch / "quantized.onnx")
-        del quantized.graph.value_info[:]  # the types of some are about to change
-        return quantized
+            model = onnx.load(quantized)
+        del model.graph.value_info[:]  # the types of some are about to change
+        return model
 
 
-def _check_images(images: NDArray[np.uint8], network: onnx.ModelProto) -> None:
-    """Raise `ModelError` unless `images` are raw pixels of the size that the network takes."""
-    wanted = tuple(dim.dim_value for dim in network.graph.input[0].type.tensor_type.shape.dim[1:])
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != wanted or not len(images):
-        raise ModelError(
-            f"calibration takes raw images, uint8 of shape (N, {', '.join(map(str, wanted))}); "
-            f"got {images.dtype} of shape {images.shape}"
-        )
+def census(file: Path, target: str) -> Metrics:
+    """Count what became of the operators; for cpu in the graph that ONNX Runtime makes of `file`."""
+    if target == "cpu":
+        return count_operators(file)
+    return {"quantized_tensors": float(sum(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node))}
 
 
-def pixel_scale_and_shift(model: onnx.ModelProto) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the preprocessing of an exported model: raw pixels p become ``p * scale + shift``, (1, C, 1, 1) each."""
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return constants["pixel_scale"], constants["pixel_shift"]
-
-
-class _Batches(CalibrationDataReader):
-    """Normalised calibration images, one batch at a time. ONNX Runtime sets the range, so that only one batch is held."""
-
-    def __init__(self, images: NDArray[np.uint8], scale: NDArray[np.float32], shift: NDArray[np.float32]) -> None:
-        self.images, self.scale, self.shift = images, scale, shift
-        self.batches: Iterator[int] = iter(range(len(self)))
-
-    def __len__(self) -> int:
-        return -(-len(self.images) // BATCH)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self.batches = iter(range(start_index, end_index))
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        """Return the next batch, or None after the last."""
-        index = next(self.batches, None)
-        if index is None:
-            return None
-        return {NORMALISED: self.images[index * BATCH : (index + 1) * BATCH] * self.scale + self.shift}
+def _limits(found: Range) -> TensorData:
+    return TensorData(lowest=np.float32(found[0]), highest=np.float32(found[1]))
 
 
 def _pixel_quantization(scale: NDArray[np.float32], shift: NDArray[np.float32]) -> dict[str, Any] | None:
@@ -240,25 +241,6 @@ def _drop_dead(model: onnx.ModelProto) -> None:
             graph.node.remove(node)
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
-
-
-def _census(file: Path, model: onnx.ModelProto, target: str) -> Metrics:
-    """Count what became of the operators; for cpu in the graph that ONNX Runtime makes of the file."""
-    if target == "tensorrt":
-        return {"quantized_tensors": float(sum(node.op_type == "QuantizeLinear" for node in model.graph.node))}
-    with tempfile.TemporaryDirectory() as scratch:
-        optimised = Path(scratch) / "optimised.onnx"
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(optimised)
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        counts = collections.Counter(node.op_type for node in onnx.load(optimised).graph.node)
-    return {
-        "fused_integer_ops": float(sum(counts[name] for name in _INTEGER_OPERATORS)),
-        "float_ops_left": float(sum(counts[name] for name in _FLOAT_OPERATORS)),
-        "layout_ops_left": float(counts["Transpose"] + counts["Reshape"] + counts["Flatten"]),
-    }
 
 
 COMPONENT = Static

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import components, trt
 from pipeline.errors import ModelError, SettingsError
-from pipeline.quantizers import static
+from pipeline.quantizers import _writing, static
 from pipeline.quantizers.static import Static
 from pipeline.runners import OnnxRunner
 
@@ -123,20 +123,6 @@ def test_other_calibrations_hold_too_and_print_nothing(calibration, digits, floa
     assert capfd.readouterr().out == ""
 
 
-def test_calibration_holds_one_batch_at_a_time(monkeypatch, digits, float_file, tmp_path):
-    sizes = []
-    original = static._Batches.get_next
-
-    def watched(self):
-        batch = original(self)
-        sizes.append(0 if batch is None else len(batch["normalised"]))
-        return batch
-
-    monkeypatch.setattr(static._Batches, "get_next", watched)
-    Static()(float_file, digits[0][:100], tmp_path / "model.onnx", "cpu")
-    assert sizes == [32, 0, 32, 0, 32, 0, 4, 0]
-
-
 def test_channels_of_different_brightness_are_normalised_in_float():
     scale, shift = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in ([0.02, 0.01], [-2, -1]))
     assert static._pixel_quantization(scale, shift) is None
@@ -148,19 +134,47 @@ def test_channels_of_different_brightness_are_normalised_in_float():
     ("images", "found"),
     [
         (np.zeros((4, 1, 9, 8), np.uint8), r"uint8 of shape \(4, 1, 9, 8\)"),
-        (np.full((4, 1, 8, 8), np.nan, np.float32), r"float32 of shape \(4, 1, 8, 8\)"),
+        (np.full((4, 1, 8, 8), np.nan, np.float32), r"float32 of shape \(4, 1, 8, 8\), 256 of its values NaN"),
         (np.zeros((0, 1, 8, 8), np.uint8), r"uint8 of shape \(0, 1, 8, 8\)"),
     ],
 )
 def test_calibration_images_of_another_kind_are_refused(images, found, float_file, tmp_path):
     with pytest.raises(ModelError, match=rf"raw images, uint8 of shape \(N, 1, 8, 8\); got {found}"):
         Static()(float_file, images, tmp_path / "model.onnx", "cpu")
-    assert not (tmp_path / "model.onnx").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_range_of_7_bits_leaves_room_for_two_products_in_16(float_file, digits, tmp_path):
+    Static(reduce_range=True)(float_file, digits[0][:CALIBRATION], tmp_path / "model.onnx", "cpu")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    kernels = [a for a in map(onnx.numpy_helper.to_array, graph.initializer) if a.dtype == np.int8 and a.ndim > 1]
+    assert max(np.abs(kernel.astype(int)).max() for kernel in kernels) == 64
+    assert np.iinfo(np.int16).max >= 255 * (64 + 64)
+
+
+def test_a_layer_that_is_kept_float_has_float_weights(float_file, digits):
+    quantizer = Static(fold="off")
+    calibrated = quantizer.calibrate(float_file, digits[0][:32])
+    convolution = next(node for node in calibrated.layers("cpu") if node.op_type == "Conv")
+    graph = quantizer.quantize(calibrated, "cpu", [convolution.name]).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    in_float = [node.name for node in graph.node if node.op_type == "Conv" and node.input[1] in constants]
+    assert in_float == [convolution.name]
 
 
 def test_an_unknown_target_is_refused(float_file, digits, tmp_path):
     with pytest.raises(ModelError, match="target is 'gpu': the static quantizer knows cpu, tensorrt"):
         Static()(float_file, digits[0][:8], tmp_path / "model.onnx", "gpu")
+
+
+def test_what_onnx_runtime_refuses_is_not_left_behind(float_file, digits, tmp_path, monkeypatch):
+    def refuse(file):
+        raise ModelError("ONNX Runtime cannot load it")
+
+    monkeypatch.setattr(_writing, "OnnxRunner", refuse)
+    with pytest.raises(ModelError, match="cannot load it"):
+        Static()(float_file, digits[0][:8], tmp_path / "model.onnx", "cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_percentile_out_of_range_is_refused():

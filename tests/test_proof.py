@@ -1,0 +1,75 @@
+"""The int8 proof on a small network: what is counted, what is timed, and what is said when int8 does not pay."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import cpu, onnx_graph, proof
+from pipeline.checkpoint import Preprocessing, build, image_classifier
+from pipeline.errors import ModelError
+from pipeline.evaluation import Offline
+from pipeline.proof import count_operators, prove
+from pipeline.quantizers.static import Static
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (64, 1, 8, 8), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files(images, tmp_path_factory):
+    """(float, int8)"""
+    directory = tmp_path_factory.mktemp("proof")
+    preprocessing = Preprocessing(mean=(0.5,), std=(0.25,))
+    spec = image_classifier("resnet", {"width": 8, "blocks": [1, 1]}, (1, 8, 8), tuple("abc"), preprocessing)
+    torch.manual_seed(0)
+    onnx_graph.export(spec, build(spec).eval(), directory / "float.onnx")
+    Static()(directory / "float.onnx", images, directory / "int8.onnx", "cpu")
+    return directory / "float.onnx", directory / "int8.onnx"
+
+
+def test_operators_are_counted_in_the_graph_that_runs(files):
+    float_file, int8_file = map(count_operators, files)
+    assert float_file["fused_integer_ops"] == 0
+    assert float_file["float_ops_left"] >= 10  # 6 convolutions, 2 additions, the pooling and the linear layer
+    assert (int8_file["fused_integer_ops"], int8_file["float_ops_left"]) == (10, 0)
+
+
+def test_the_proof_holds_what_was_counted_and_timed_and_where(files, images):
+    found = prove(*files, images, seconds=0.02)
+    assert (found.fused_integer_ops, found.float_ops_left, found.batch) == (10, 0, 32)
+    assert found.ratio == pytest.approx(found.int8_images_per_second / found.float_images_per_second)
+    assert found.faster == (found.ratio > 1)
+    assert found.cpu == cpu.describe()
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("int8_speed", "faster", "sentence"),
+    [
+        (
+            290.0,
+            True,
+            r"int8 runs 2\.90x as fast as float on .*, one thread, batch 32; 10 operators run as integers, 0 as",
+        ),
+        (77.0, False, r"int8 is not faster than float here: 0\.77x on .*\. Take the float candidate\."),
+    ],
+)
+def test_one_sentence_says_whether_it_pays(int8_speed, faster, sentence, files, images, monkeypatch):
+    speeds = {"float": 100.0, "int8": int8_speed}
+
+    def timed(runners, images, batch, seconds, clock):
+        return {name: Offline(images_per_second=speeds[name], p50_ms=1, p99_ms=1, calls=1) for name in runners}
+
+    monkeypatch.setattr(proof, "time_runners", timed)
+    found = prove(*files, images)
+    assert found.faster is faster
+    with pytest.raises(AssertionError, match=sentence):
+        raise AssertionError(found.sentence)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(ModelError, match=r"ONNX Runtime cannot load .*model\.onnx"):
+        count_operators(tmp_path / "model.onnx")
