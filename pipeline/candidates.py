@@ -11,9 +11,14 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import ModelError, near_miss
+from pipeline.evaluation import Offline
 
 CANDIDATES_FILE = "candidates.json"
 ENGINES_FILE = "engines.json"
+ENGINE_FILE = "engine.json"
+"""Beside each plan: what it is, by itself."""
+LAYERS_FILE = "layers.json"
+"""Beside each plan: what it is made of."""
 _File = TypeVar("_File", bound=BaseModel)
 
 
@@ -44,10 +49,26 @@ class Candidate(_Frozen):
     """Of the PyTorch model that it was made from."""
     macs: int
     """Multiply-accumulates for one image, of the PyTorch model that it was made from."""
-    precision: Literal["float32", "int8"]
+    precision: str
+    """Such as float32 or int8, as the file's own metadata says."""
     target: Literal["any", "cpu", "tensorrt"]
     source: Literal["teacher", "student", "pruned"]
     parity: Parity
+
+
+class Mobile(_Frozen):
+    """A candidate's twin for phones."""
+
+    candidate: str
+    format: Literal["executorch"]
+    file: str
+    """Path relative to candidates.json."""
+    sha256: str
+    size_bytes: int
+    left_behind: tuple[str, ...]
+    """Operators that XNNPACK's kernels did not take: portable ones run them, slowly."""
+    parity: Parity
+    """Against PyTorch, in ExecuTorch's own Python runtime."""
 
 
 class Candidates(_Frozen):
@@ -55,6 +76,8 @@ class Candidates(_Frozen):
 
     candidates: tuple[Candidate, ...]
     labels: tuple[str, ...]
+    mobile: tuple[Mobile, ...] = ()
+    """Where ``export_onnx.mobile`` asks for them."""
 
     def named(self, name: str) -> Candidate:
         """Return the candidate called `name`. Raises `ModelError`."""
@@ -65,22 +88,6 @@ class Candidates(_Frozen):
         raise ModelError(f"there is no candidate {name!r}; there are: {', '.join(known)}{near_miss(name, known)}")
 
 
-class Engine(_Frozen):
-    """One built engine."""
-
-    candidate: str
-    file: str
-    """Path of the plan, relative to engines.json; model.json stands beside it."""
-    sha256: str
-    size_bytes: int
-    onnx_sha256: str
-    build_seconds: float
-    int8_layers: int
-    """Layers with an int8 output: 0 says that nothing was quantized."""
-    layers: tuple[str, ...]
-    """Each layer's name, kind and output type; see `Engines.layers_from`."""
-
-
 class Profile(_Frozen):
     """Batch sizes that every engine takes (min, max) and is tuned for (opt)."""
 
@@ -89,20 +96,52 @@ class Profile(_Frozen):
     max: int
 
 
+class OnGpu(_Frozen):
+    """What an engine did on the GPU that it was built on."""
+
+    accuracy: float
+    """Share of the validation images that it answers rightly."""
+    accuracy_onnx: float
+    """The same of the ONNX file that it was built from, in ONNX Runtime on the CPU."""
+    parity: Parity
+    """Against that ONNX file."""
+    latency: dict[int, Offline]
+    """By batch size; the copies to and from the GPU are in it."""
+
+
+class Engine(_Frozen):
+    """One built engine: all that `engine.json` beside it says."""
+
+    candidate: str
+    file: str
+    """Path of the plan, relative to engines.json; model.json, engine.json and layers.json stand beside it."""
+    sha256: str
+    size_bytes: int
+    onnx_sha256: str
+    builder: Literal["tensorrt", "tensorrt_rtx"]
+    builder_version: str
+    gpu: str | None
+    """Name of the GPU that it was built on; None where it was built ahead of time on a CPU."""
+    driver: str | None
+    targets: tuple[str, ...]
+    """Compute capabilities that it is for, such as SM89."""
+    profile: Profile
+    build_seconds: float
+    layers_from: Literal["engine", "network"]
+    """engine: the engine inspector's list, after fusing; network: the parsed list before it, where no GPU can load the engine."""
+    layers: int
+    """Lines of layers.json."""
+    precisions: dict[str, int]
+    """Type -> layers that give out tensors of it. Without int8 nothing was quantized, without float16 nothing is half."""
+    on_gpu: OnGpu | None = None
+    not_measured: str | None = None
+    """Why `on_gpu` is missing."""
+
+
 class Engines(_Frozen):
     """All that `build_tensorrt` wrote, or why it wrote nothing."""
 
     skipped: str | None = None
-    builder: Literal["tensorrt", "tensorrt_rtx"] | None = None
-    builder_version: str | None = None
-    gpu: str | None = None
-    """Name of the GPU that it was built on; None where it was built ahead of time on a CPU."""
-    driver: str | None = None
-    targets: tuple[str, ...] = ()
-    """Compute capabilities that the engines are for, such as SM89."""
-    profile: Profile | None = None
-    layers_from: Literal["engine", "network"] | None = None
-    """engine: the engine inspector's list, after fusing; network: the parsed list before it, where no GPU can load the engine."""
     engines: tuple[Engine, ...] = ()
 
 
@@ -114,6 +153,11 @@ def load_candidates(directory: Path) -> Candidates:
 def load_engines(directory: Path) -> Engines:
     """Return what `engines.json` in `directory` says. Raises `ModelError`."""
     return _load(directory, ENGINES_FILE, Engines, "build_tensorrt")
+
+
+def load_engine(plan: Path) -> Engine:
+    """Return what `engine.json` beside the plan file says. Raises `ModelError`."""
+    return _load(plan.parent, ENGINE_FILE, Engine, "build_tensorrt")
 
 
 def save(directory: Path, what: Candidates | Engines) -> None:

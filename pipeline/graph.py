@@ -111,7 +111,7 @@ _ALL = (
     Stage(
         "build_tensorrt",
         "Build TensorRT engines where a builder is at hand.",
-        inputs={"candidates": "export_onnx"},
+        inputs={"data": "prepare_data", "candidates": "export_onnx"},
         shared=("serving",),
         timeout_minutes=120,
     ),

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import trt
-from pipeline.candidates import load_engines
+from pipeline.candidates import load_engine
 from pipeline.checkpoint import WithPreprocessing, load
 from pipeline.errors import ModelError
 
@@ -83,7 +83,7 @@ class TensorRTRunner:
     """A plan that `build_tensorrt` wrote, on the first GPU. PyTorch holds its buffers.
 
     Args:
-        file: ``<candidate>/model.plan``; engines.json one directory up says which builder made it.
+        file: ``<candidate>/model.plan``; engine.json beside it says which builder made it.
 
     Raises:
         ModelError: there is no GPU, or the plan is for another version, driver or GPU.
@@ -91,20 +91,20 @@ class TensorRTRunner:
 
     def __init__(self, file: Path) -> None:
         self.name = f"tensorrt:{file.parent.name}"
-        engines = load_engines(file.parent.parent)
+        made = load_engine(file)
         if not torch.cuda.is_available():
             raise ModelError(
                 f"{file} needs a GPU, and PyTorch sees none on this machine. An engine that was built ahead of time "
                 f"runs only where its GPU is; measure the ONNX candidate here instead."
             )
-        self._trt = trt.module(engines.builder or "tensorrt")
+        self._trt = trt.module(made.builder)
         self._engine = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR)).deserialize_cuda_engine(
             file.read_bytes()
         )
         if self._engine is None:
             raise ModelError(
-                f"{engines.builder} cannot load {file}: it was built with version {engines.builder_version} for "
-                f"{', '.join(engines.targets)}, this is {self._trt.__version__} on {torch.cuda.get_device_name()}. "
+                f"{made.builder} cannot load {file}: it was built with version {made.builder_version} for "
+                f"{', '.join(made.targets)}, this is {self._trt.__version__} on {torch.cuda.get_device_name()}. "
                 f"Run `flyweight build_tensorrt` on this machine."
             )
         self._context = self._engine.create_execution_context()

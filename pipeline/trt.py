@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -27,10 +29,30 @@ PACKAGES: dict[Builder, str] = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "te
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120", "SM121")
 """What TensorRT-RTX builds for: all that it knows but Turing (SM75), for which it has no float32 matrix product."""
 WORKSPACE_BYTES = 1 << 30
+_TAKE_OUT = "replace that operator in the model, or take the candidate out of build_tensorrt.candidates"
 _CURES = (
-    ("Int32 but must have type", "its bias is quantized: build int8_tensorrt, whose biases stay float"),
-    ("zero", "its activations have a zero point: build int8_tensorrt, which is symmetric"),
-)  # fmt: skip
+    (r"Int32 but must have type", "its bias is quantized: build int8_tensorrt, whose biases stay float"),
+    (
+        r"^(DynamicQuantizeLinear|ConvInteger|MatMulInteger)\b",
+        "its ranges are found while it runs, which TensorRT does not do: quantize with static or qat",
+    ),
+    (r"^MatMulNBits\b", "this form of int4 is ONNX Runtime's own: take the candidate out of build_tensorrt.candidates"),
+    (r"zero point", "its activations have a zero point: build int8_tensorrt, which is symmetric"),
+    (
+        r"same (input )?types?\b",
+        "the types meet without a cast: cast one of them in the model, or build the float candidate",
+    ),
+    (
+        r"[Uu]nsupported data type|convert ONNX da",
+        "TensorRT has no such type: compute in float32, float16, bfloat16, int8, int32 or int64",
+    ),
+    (
+        r"violate shape constraints",
+        "a batch size is written as a number in the model: take it from the input (`x.shape[0]`, or -1)",
+    ),
+    (r"", _TAKE_OUT),
+)
+"""What a refusal (``operator: reason``) matches -> what to do about it; the first that matches."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,60 @@ def module(builder: Builder) -> ModuleType:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """One layer of a network or an engine."""
+
+    name: str
+    kind: str
+    types: tuple[str, ...]
+    """Of its outputs, in the library's words."""
+
+    @property
+    def precisions(self) -> frozenset[str]:
+        """`types` in our words, such as int8 or float16."""
+        return frozenset(map(_precision, self.types))
+
+
+@dataclass(frozen=True)
 class Plan:
     """A serialized engine and what it is made of."""
 
     data: bytes
-    layers: tuple[str, ...]
-    int8_layers: int
+    layers: tuple[Layer, ...]
+    layers_from: Literal["engine", "network"]
+    """engine: as it will run, after fusing; network: as parsed, where there is no GPU to load the engine."""
+    inspector: Mapping[str, Any] | None = None
+    """What the engine inspector says, in its own words."""
+
+    @property
+    def precisions(self) -> dict[str, int]:
+        """Type -> layers that give out tensors of it."""
+        return dict(sorted(Counter(one for layer in self.layers for one in layer.precisions).items()))
+
+    @property
+    def int8_layers(self) -> int:
+        """Layers that give out int8: 0 says that nothing was quantized."""
+        return self.precisions.get("int8", 0)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the content of layers.json."""
+        described = {"from": self.layers_from, "layers": [asdict(layer) for layer in self.layers]}
+        return described | ({"inspector": self.inspector} if self.inspector is not None else {})
+
+
+_PRECISIONS = ("uint8", "int8", "int4", "int32", "int64", "fp8", "fp4", "bool")
+
+
+def _precision(words: str) -> str:
+    """Return the type that a library's words name: ``HALF`` and ``Row major linear FP16 format`` are float16."""
+    text = words.lower()
+    if "bf16" in text or "bfloat16" in text:
+        return "bfloat16"
+    if "half" in text or "fp16" in text or "float16" in text:
+        return "float16"
+    if "fp32" in text or "float" in text:
+        return "float32"
+    return next((name for name in _PRECISIONS if name in text), words)
 
 
 def build(
@@ -127,15 +197,15 @@ def build(
         cache = _timing_cache(library, config, gpu)
     plan = made.build_serialized_network(network, config)
     if plan is None:
-        raise ModelError(
-            f"{builder} cannot build {onnx_file.parent.name}: {'; '.join(log.errors[-2:]) or 'it gives no reason'}. "
-            f"Take it out of build_tensorrt.candidates, or set build_tensorrt.builder to 'off'."
-        )
+        reason = _plain("; ".join(log.errors[-2:]) or "it gives no reason")
+        raise ModelError(f"{builder} cannot build {onnx_file.parent.name}: {reason}. Cure: {_cure('', reason)}")
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_bytes(bytes(config.get_timing_cache().serialize()))
-    layers = _network_layers(network) if gpu is None else _engine_layers(library, log, plan)
-    return Plan(bytes(plan), tuple(layers), sum("int8" in layer.lower().rpartition(" -> ")[2] for layer in layers))
+    if gpu is None:
+        return Plan(bytes(plan), _network_layers(network), "network")
+    described = _inspect(library, log, plan)
+    return Plan(bytes(plan), _engine_layers(described), "engine", described)
 
 
 def _logger(library: ModuleType) -> Any:
@@ -156,19 +226,27 @@ def _logger(library: ModuleType) -> Any:
 def _refusal(builder: Builder, onnx_file: Path, parser: Any) -> str:
     """One sentence a refused node: its name, operator, why, and what to do."""
     sentences = []
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        reason = " ".join(error.desc().split())
-        cure = next(
-            (cure for text, cure in _CURES if text in reason),
-            "replace that operator in the model, or take the candidate out of build_tensorrt.candidates",
-        )
-        sentences.append(f"node {error.node_name()!r} ({error.node_operator()}): {reason}. Cure: {cure}")
+    for error in map(parser.get_error, range(parser.num_errors)):
+        operator, reason = error.node_operator(), _plain(error.desc())
+        sentences.append(f"node {error.node_name()!r} ({operator}): {reason}. Cure: {_cure(operator, reason)}")
     return f"{builder} refuses {onnx_file.parent.name}/{onnx_file.name}: " + "; ".join(sentences)
 
 
+def _plain(reason: str) -> str:
+    """`reason` on one line, without the library's complaint that there is no driver, which has no part in it."""
+    text = " ".join(reason.split()).partition(" [checkMacros.cpp")[0]
+    return "it knows no such operator" if text == "false" or "lugin" in text else text
+
+
+def _cure(operator: str, reason: str) -> str:
+    return next(cure for pattern, cure in _CURES if re.search(pattern, f"{operator}: {reason}"))
+
+
 def _timing_cache(library: ModuleType, config: Any, gpu: Gpu | None) -> Path:
-    """Give `config` the kernel timings of earlier builds; return where to keep them. They hold for one GPU and version."""
+    """Give `config` the kernel timings of earlier builds; return where to keep them. They hold for one GPU and version.
+
+    TensorRT-RTX times nothing while it builds: there such a cache has been without effect since its version 1.2.
+    """
     assert gpu is not None
     name = f"{library.__version__}-{gpu.compute_capability}-{gpu.driver}.timing"
     file = places.home() / "tensorrt" / name
@@ -177,28 +255,32 @@ def _timing_cache(library: ModuleType, config: Any, gpu: Gpu | None) -> Path:
     return file
 
 
-def _network_layers(network: Any) -> list[str]:
-    """Each parsed layer, before fusing: name, kind and output types."""
-    lines = []
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        types = [layer.get_output(output).dtype.name for output in range(layer.num_outputs)]
-        lines.append(f"{layer.name}: {layer.type.name} -> {', '.join(types)}")
-    return lines
+def _network_layers(network: Any) -> tuple[Layer, ...]:
+    """Each parsed layer, before fusing."""
+    layers = map(network.get_layer, range(network.num_layers))
+    return tuple(
+        Layer(one.name, one.type.name, tuple(one.get_output(index).dtype.name for index in range(one.num_outputs)))
+        for one in layers
+    )
 
 
-def _engine_layers(library: ModuleType, log: Any, plan: Any) -> list[str]:
-    """Each layer of the engine as it will run, after fusing: name, kind and output types."""
+def _inspect(library: ModuleType, log: Any, plan: Any) -> dict[str, Any]:
+    """Return what the engine inspector says of the engine in `plan`. Raises `ModelError`."""
     engine = library.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
         raise ModelError(f"the engine that was just built does not load: {'; '.join(log.errors[-2:])}")
     inspector = engine.create_engine_inspector()
-    described = json.loads(inspector.get_engine_information(library.LayerInformationFormat.JSON))
-    lines = []
+    described: dict[str, Any] = json.loads(inspector.get_engine_information(library.LayerInformationFormat.JSON))
+    return described
+
+
+def _engine_layers(described: Mapping[str, Any]) -> tuple[Layer, ...]:
+    """Each layer of the engine as it will run, after fusing."""
+    layers = []
     for layer in described.get("Layers", []):
         if isinstance(layer, str):  # the inspector gives names alone where it keeps nothing more
-            lines.append(layer)
+            layers.append(Layer(layer, "", ()))
             continue
-        types = [output.get("Format/Datatype", output.get("Datatype", "?")) for output in layer.get("Outputs", [])]
-        lines.append(f"{layer.get('Name')}: {layer.get('LayerType')} -> {', '.join(types)}")
-    return lines
+        types = (str(output.get("Format/Datatype", output.get("Datatype", "?"))) for output in layer.get("Outputs", []))
+        layers.append(Layer(str(layer.get("Name")), str(layer.get("LayerType")), tuple(types)))
+    return tuple(layers)

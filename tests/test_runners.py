@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import helper
 
-from pipeline import candidates, checkpoint, runners
-from pipeline.candidates import Engines
+from pipeline import checkpoint, runners
+from pipeline.candidates import Engine, Profile
 from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError
 from pipeline.runners import OnnxRunner, TensorRTRunner, TorchRunner
@@ -91,7 +91,14 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
 def test_an_engine_without_a_gpu_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    candidates.save(tmp_path, Engines(builder="tensorrt_rtx"))
+    profile = Profile(min=1, opt=1, max=1)
+    engine = Engine(
+        candidate="pruned", file="pruned/model.plan", sha256="", size_bytes=1, onnx_sha256="", builder="tensorrt_rtx",
+        builder_version="1", gpu=None, driver=None, targets=("SM89",), profile=profile, build_seconds=1.0,
+        layers_from="network", layers=0, precisions={},
+    )  # fmt: skip
+    (tmp_path / "pruned").mkdir()
+    (tmp_path / "pruned" / "engine.json").write_text(engine.model_dump_json())
     with pytest.raises(
         ModelError, match=r"model\.plan needs a GPU, and PyTorch sees none .* measure the ONNX candidate"
     ):

@@ -1,29 +1,57 @@
 """`build_tensorrt`: engines from the ONNX candidates, with TensorRT on a GPU or TensorRT-RTX ahead of time on a CPU.
 
-Out: ``<candidate>/model.plan`` and ``<candidate>/model.json`` for each engine, and ``engines.json``; where neither
-builder can run, ``engines.json`` alone, with the reason.
+Out: for each engine ``<candidate>/model.plan``, ``model.json`` (its spec), ``engine.json`` (which bytes, made by what, for
+what) and ``layers.json`` (what it is made of); and ``engines.json``. Where neither builder can run, ``engines.json``
+alone, with the reason.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from pipeline import trt
-from pipeline.candidates import Candidate, Engine, Engines, Profile, load_candidates, save
+from pipeline.candidates import (
+    ENGINE_FILE,
+    LAYERS_FILE,
+    Candidate,
+    Engine,
+    Engines,
+    OnGpu,
+    Profile,
+    load_candidates,
+    save,
+)
 from pipeline.checkpoint import SPEC_FILE, load_spec, sha256
 from pipeline.config import BuildTensorrt, Serving
+from pipeline.data import Split, open_split
 from pipeline.errors import ModelError, Skipped
+from pipeline.parity import compare
 from pipeline.progress import report
-from pipeline.types import Metrics
+from pipeline.runners import OnnxRunner, TensorRTRunner
+from pipeline.timing import time_runners
+from pipeline.types import Metrics, Runner
+
+IMAGES = 1000
+"""Validation images, at most, that an engine answers beside ONNX Runtime."""
+SECONDS = 0.5
+"""Least time of each timing."""
+_log = logging.getLogger(__name__)
 
 
-def build_tensorrt(config: BuildTensorrt, *, candidates: Path, serving: Serving, out: Path) -> Metrics:
+def build_tensorrt(config: BuildTensorrt, *, data: Path, candidates: Path, serving: Serving, out: Path) -> Metrics:
     """Build an engine for each of `config.candidates`, for batches of 1 to `serving.max_batch_size`.
 
-    Returns ``<candidate>_build_seconds``, ``_plan_bytes`` and ``_int8_layers``. Raises `Skipped` where no builder can run
-    or it is off, and `ModelError` naming the node that a builder refuses.
+    On a GPU each engine is also timed and compared with ONNX Runtime on validation images of `data`; without one it is
+    said that neither was done. Returns ``<candidate>_build_seconds``, ``_plan_bytes``, ``_int8_layers`` and what was
+    measured. Raises `Skipped` where no builder can run or it is off, and `ModelError` naming the node that a builder
+    refuses.
     """
     gpu = trt.find_gpu()
     builder, reason = choose(config.builder, gpu)
@@ -34,24 +62,21 @@ def build_tensorrt(config: BuildTensorrt, *, candidates: Path, serving: Serving,
         gpu = None  # the engine is for other machines
     found = load_candidates(candidates)
     wanted = [found.named(name) for name in config.candidates]
+    validation = open_split(data, "validation")
     largest = serving.max_batch_size
     profile = Profile(min=1, opt=max(1, largest // 2), max=largest)
+    why_not = _why_not_measured(gpu)
     built: list[Engine] = []
     for candidate in wanted:
         report("build_tensorrt", done=len(built), total=len(wanted))
-        built.append(_build(builder, candidate, candidates, profile, gpu, out))
+        engine = _build(builder, candidate, candidates, profile, gpu, out)
+        on_gpu = None if why_not else measure(engine, out, candidates / candidate.file, validation)
+        built.append(engine.model_copy(update={"on_gpu": on_gpu, "not_measured": why_not}))
+        _write(built[-1], out)
     report("build_tensorrt", done=len(built), total=len(wanted))
-    engines = Engines(
-        builder=builder,
-        builder_version=trt.module(builder).__version__,
-        gpu=gpu.name if gpu else None,
-        driver=gpu.driver if gpu else None,
-        targets=(gpu.compute_capability,) if gpu and builder == "tensorrt" else trt.RTX_TARGETS,
-        profile=profile,
-        layers_from="engine" if gpu else "network",
-        engines=tuple(built),
-    )
-    save(out, engines)
+    if why_not:
+        _log.warning("the engines were not run: %s", why_not)
+    save(out, Engines(engines=tuple(built)))
     return {key: value for engine in built for key, value in _metrics(engine).items()}
 
 
@@ -70,10 +95,18 @@ def choose(wanted: str, gpu: trt.Gpu | None) -> tuple[trt.Builder | None, str]:
     return None, f"build_tensorrt.builder is {wanted!r}: {'; '.join(reasons)}"
 
 
+def _why_not_measured(gpu: trt.Gpu | None) -> str | None:
+    if gpu is None:
+        return "built ahead of time, for a GPU that is not here: neither latency nor answers were measured"
+    if not torch.cuda.is_available():
+        return f"PyTorch, which holds an engine's buffers, does not see the {gpu.name}: install its CUDA build"
+    return None
+
+
 def _build(
     builder: trt.Builder, candidate: Candidate, candidates: Path, profile: Profile, gpu: trt.Gpu | None, out: Path
 ) -> Engine:
-    """Build one engine and write it; returns what there is to say of it. Raises `ModelError`."""
+    """Build one engine and write it with all that stands beside it. Raises `ModelError`."""
     onnx_file = candidates / candidate.file
     found = sha256(onnx_file)
     if found != candidate.sha256:
@@ -87,21 +120,80 @@ def _build(
     file.parent.mkdir()
     file.write_bytes(plan.data)
     shutil.copy2(onnx_file.parent / SPEC_FILE, file.parent / SPEC_FILE)
-    return Engine(
+    layers = json.dumps(plan.describe(), indent=1)
+    (file.parent / LAYERS_FILE).write_text(layers + "\n", encoding="utf-8")
+    engine = Engine(
         candidate=candidate.name,
         file=f"{candidate.name}/model.plan",
         sha256=sha256(file),
         size_bytes=len(plan.data),
         onnx_sha256=candidate.sha256,
+        builder=builder,
+        builder_version=trt.module(builder).__version__,
+        gpu=gpu.name if gpu else None,
+        driver=gpu.driver if gpu else None,
+        targets=(gpu.compute_capability,) if gpu and builder == "tensorrt" else trt.RTX_TARGETS,
+        profile=profile,
         build_seconds=round(seconds, 3),
-        int8_layers=plan.int8_layers,
-        layers=plan.layers,
+        layers_from=plan.layers_from,
+        layers=len(plan.layers),
+        precisions=plan.precisions,
     )
+    _write(engine, out)
+    return engine
+
+
+def measure(engine: Engine, out: Path, onnx_file: Path, validation: Split) -> OnGpu:
+    """Run the engine in `out` on this machine's GPU beside the ONNX file that it was built from.
+
+    Both answer the same `IMAGES` validation images. The engine is timed at the batch sizes of its profile.
+    """
+    images = np.ascontiguousarray(validation.slice(0, IMAGES))
+    labels = validation.labels[: len(images)]
+    runner, reference = TensorRTRunner(out / engine.file), OnnxRunner(onnx_file)
+    profile = engine.profile
+    try:
+        parity = compare(runner, reference, images, profile.max)
+        return OnGpu(
+            accuracy=_accuracy(runner, images, labels, profile.max),
+            accuracy_onnx=_accuracy(reference, images, labels, profile.max),
+            parity=parity,
+            latency={
+                batch: time_runners({"engine": runner}, images, batch, SECONDS)["engine"]
+                for batch in sorted({profile.min, profile.opt, profile.max})
+            },
+        )
+    finally:
+        runner.close()
+        reference.close()
+
+
+def _accuracy(runner: Runner, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
+    answers = [
+        runner({"image": images[at : at + batch]})["logits"].argmax(axis=1) for at in range(0, len(images), batch)
+    ]
+    return float((np.concatenate(answers) == labels).mean())
+
+
+def _write(engine: Engine, out: Path) -> None:
+    file = (out / engine.file).parent / ENGINE_FILE
+    file.write_text(engine.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _metrics(engine: Engine) -> dict[str, float]:
-    return {
-        f"{engine.candidate}_build_seconds": engine.build_seconds,
-        f"{engine.candidate}_plan_bytes": float(engine.size_bytes),
-        f"{engine.candidate}_int8_layers": float(engine.int8_layers),
+    name = engine.candidate
+    metrics = {
+        f"{name}_build_seconds": engine.build_seconds,
+        f"{name}_plan_bytes": float(engine.size_bytes),
+        f"{name}_int8_layers": float(engine.precisions.get("int8", 0)),
+        f"{name}_float16_layers": float(engine.precisions.get("float16", 0)),
     }
+    if engine.on_gpu is None:
+        return metrics
+    metrics |= {
+        f"{name}_accuracy": engine.on_gpu.accuracy,
+        f"{name}_accuracy_onnx": engine.on_gpu.accuracy_onnx,
+        f"{name}_parity_max_difference": engine.on_gpu.parity.max_difference,
+        f"{name}_changed_predictions": float(engine.on_gpu.parity.changed_predictions),
+    }
+    return metrics | {f"{name}_batch_{batch}_p50_ms": one.p50_ms for batch, one in engine.on_gpu.latency.items()}

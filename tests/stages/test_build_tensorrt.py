@@ -2,76 +2,191 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
-from pipeline import trt
-from pipeline.candidates import load_candidates, load_engines
-from pipeline.checkpoint import load_spec, sha256
+from pipeline import candidates as files
+from pipeline import onnx_graph, trt
+from pipeline.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
+from pipeline.checkpoint import Preprocessing, build, image_classifier, load_spec, sha256
 from pipeline.config import BuildTensorrt, Serving
+from pipeline.data import load_manifest, open_split
 from pipeline.errors import ModelError, Skipped
+from pipeline.quantizers.static import Static
+from pipeline.runners import OnnxRunner
+from pipeline.stages import build_tensorrt as stage
 from pipeline.stages.build_tensorrt import build_tensorrt, choose
 
 GPU = trt.Gpu("Test GPU", "580.1", "SM89")
 needs_rtx = pytest.mark.skipif(trt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed")
+NAMES = {"pruned": "any", "int8": "cpu", "int8_tensorrt": "tensorrt"}
 
 
 @pytest.fixture(scope="module")
-def built(candidates, tmp_path_factory):
+def listed(digits_data, tmp_path_factory):
+    """A directory as `export_onnx` leaves it. Weights are random: what a builder makes of a graph is not in them."""
+    out = tmp_path_factory.mktemp("listed")
+    manifest = load_manifest(digits_data)
+    preprocessing = Preprocessing(mean=manifest.mean, std=manifest.std)
+    arguments = {"width": 8, "blocks": [1, 1]}
+    spec = image_classifier("resnet", arguments, manifest.image_shape, manifest.labels, preprocessing)
+    torch.manual_seed(4)
+    graphs = {name: out / name / "model.onnx" for name in NAMES}
+    for name, target in NAMES.items():
+        graphs[name].parent.mkdir()
+        (out / name / "model.json").write_text(spec.model_dump_json())
+        if name == "pruned":
+            onnx_graph.export(spec, build(spec), graphs[name])
+        else:
+            Static()(graphs["pruned"], open_split(digits_data, "train").slice(0, 64), graphs[name], target)
+    parity = Parity(images=1, max_difference=0.0, mean_difference=0.0, changed_predictions=0)
+    made = [
+        Candidate(
+            name=name, file=f"{name}/model.onnx", sha256=sha256(graphs[name]), size_bytes=1, parameters=1, macs=1,
+            precision="float32" if name == "pruned" else "int8", target=target, source="pruned", parity=parity,
+        )
+        for name, target in NAMES.items()
+    ]  # fmt: skip
+    files.save(out, Candidates(candidates=tuple(made), labels=manifest.labels))
+    return out
+
+
+@pytest.fixture(scope="module")
+def built(listed, digits_data, tmp_path_factory):
     """(what the stage wrote, its metrics), built ahead of time even where there is a GPU"""
     out = tmp_path_factory.mktemp("engines")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trt, "find_gpu", lambda: None)
         config = BuildTensorrt(builder="tensorrt_rtx")
-        return out, build_tensorrt(config, candidates=candidates[0], serving=Serving(max_batch_size=16), out=out)
+        serving = Serving(max_batch_size=16)
+        return out, build_tensorrt(config, data=digits_data, candidates=listed, serving=serving, out=out)
 
 
 @needs_rtx
-def test_float_and_int8_become_engines(built, candidates):
+def test_float_and_int8_become_engines(built, listed):
     out, metrics = built
-    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    names = ("pruned", "int8_tensorrt")
-    assert files == {"engines.json"} | {f"{name}/{file}" for name in names for file in ("model.plan", "model.json")}
+    beside = ("model.plan", "model.json", "engine.json", "layers.json")
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == {"engines.json"} | {
+        f"{name}/{file}" for name in ("pruned", "int8_tensorrt") for file in beside
+    }
     assert metrics["pruned_int8_layers"] == 0
     assert metrics["int8_tensorrt_int8_layers"] > 0
-    assert load_spec(out / "pruned") == load_spec(candidates[0] / "pruned")
+    assert load_spec(out / "pruned") == load_spec(listed / "pruned")
 
 
 @needs_rtx
-def test_engines_json_says_from_what_by_what_and_for_what(built, candidates):
+def test_engine_json_says_from_what_by_what_and_for_what(built, listed):
+    known = load_candidates(listed)
     engines = load_engines(built[0])
-    assert (engines.builder, engines.skipped, engines.gpu) == ("tensorrt_rtx", None, None)
-    assert engines.builder_version == trt.module("tensorrt_rtx").__version__
-    assert engines.targets == trt.RTX_TARGETS
-    assert (engines.profile.min, engines.profile.opt, engines.profile.max) == (1, 8, 16)
-    assert engines.layers_from == "network"
-    known = load_candidates(candidates[0])
+    assert engines.skipped is None and len(engines.engines) == 2
     for engine in engines.engines:
+        assert engine == load_engine(built[0] / engine.file)
+        assert (engine.builder, engine.gpu, engine.driver) == ("tensorrt_rtx", None, None)
+        assert engine.builder_version == trt.module("tensorrt_rtx").__version__
+        assert engine.targets == trt.RTX_TARGETS
+        assert (engine.profile.min, engine.profile.opt, engine.profile.max) == (1, 8, 16)
         assert engine.onnx_sha256 == known.named(engine.candidate).sha256
         assert engine.sha256 == sha256(built[0] / engine.file)
-        assert any("CONVOLUTION -> FLOAT" in layer for layer in engine.layers)
 
 
 @needs_rtx
-def test_the_cpu_form_is_refused_with_node_and_cure(candidates, tmp_path, monkeypatch):
+def test_layers_json_shows_where_int8_is_used(built):
+    for engine in load_engines(built[0]).engines:
+        said = json.loads((built[0] / engine.candidate / "layers.json").read_text())
+        assert (said["from"], len(said["layers"])) == (engine.layers_from, engine.layers) == ("network", engine.layers)
+        kinds = {layer["kind"] for layer in said["layers"]}
+        assert "CONVOLUTION" in kinds
+        quantized = [layer for layer in said["layers"] if layer["types"] == ["INT8"]]
+        assert len(quantized) == engine.precisions.get("int8", 0)
+        assert bool(quantized) == ("QUANTIZE" in kinds) == (engine.candidate == "int8_tensorrt")
+
+
+@needs_rtx
+def test_without_a_gpu_it_says_that_nothing_was_measured(built):
+    for engine in load_engines(built[0]).engines:
+        assert engine.on_gpu is None
+        assert "for a GPU that is not here: neither latency nor answers were measured" in engine.not_measured
+    assert not [name for name in built[1] if "ms" in name or "accuracy" in name]
+
+
+def test_on_a_gpu_answers_and_latency_are_measured(listed, digits_data, tmp_path, monkeypatch):
+    """The stage with a stand-in for the engine: ONNX Runtime, a little off, which takes no batch beyond the profile."""
+
+    class Stand:
+        name = "stand"
+
+        def __init__(self, file):
+            assert load_engine(file).candidate == file.parent.name  # what it is stands there before it is run
+            self.onnx = OnnxRunner(listed / file.parent.name / "model.onnx")
+
+        def __call__(self, inputs):
+            assert len(inputs["image"]) <= 16
+            return {"logits": self.onnx(inputs)["logits"] + np.float32(0.25)}
+
+        def close(self):
+            self.onnx.close()
+
+    layers = (trt.Layer("conv", "CaskConvolution", ("Row major Int8 format",)),)
+    monkeypatch.setattr(trt, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(trt, "missing", lambda builder, gpu: None)
+    monkeypatch.setattr(trt, "module", lambda builder: type("library", (), {"__version__": "10.0"}))
+    monkeypatch.setattr(trt, "build", lambda *given: trt.Plan(b"plan", layers, "engine", {"Layers": []}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(stage, "TensorRTRunner", Stand)
+    monkeypatch.setattr(stage, "SECONDS", 0.001)
+    config = BuildTensorrt(candidates=("int8_tensorrt",))
+    serving = Serving(max_batch_size=16)
+    metrics = build_tensorrt(config, data=digits_data, candidates=listed, serving=serving, out=tmp_path)
+    engine = load_engine(tmp_path / "int8_tensorrt" / "model.plan")
+    assert load_engines(tmp_path).engines == (engine,)
+    assert (engine.builder, engine.gpu, engine.targets, engine.not_measured) == ("tensorrt", GPU.name, ("SM89",), None)
+    assert engine.on_gpu.accuracy == engine.on_gpu.accuracy_onnx == metrics["int8_tensorrt_accuracy"]
+    assert engine.on_gpu.parity.max_difference == pytest.approx(0.25, abs=1e-5)
+    assert (engine.on_gpu.parity.images, engine.on_gpu.parity.changed_predictions) == (200, 0)
+    assert list(engine.on_gpu.latency) == [1, 8, 16]
+    assert metrics["int8_tensorrt_batch_8_p50_ms"] > 0
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "PyTorch, which holds an engine's buffers, does not see the Test GPU" in stage._why_not_measured(GPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: no engine has been run on one by these tests")
+def test_engines_answer_on_the_gpu_as_onnx_runtime_does(listed, digits_data, tmp_path):
+    serving = Serving(max_batch_size=16)
+    build_tensorrt(BuildTensorrt(), data=digits_data, candidates=listed, serving=serving, out=tmp_path)
+    for engine in load_engines(tmp_path).engines:
+        assert (engine.layers_from, engine.not_measured) == ("engine", None)
+        assert ("int8" in engine.precisions) == (engine.candidate == "int8_tensorrt")
+        assert engine.on_gpu.accuracy == pytest.approx(engine.on_gpu.accuracy_onnx, abs=0.02)
+        assert engine.on_gpu.parity.changed_predictions <= 4
+        assert set(engine.on_gpu.latency) == {1, 8, 16}
+
+
+@needs_rtx
+def test_the_cpu_form_is_refused_with_node_and_cure(listed, digits_data, tmp_path, monkeypatch):
     monkeypatch.setattr(trt, "find_gpu", lambda: None)
     config = BuildTensorrt.model_construct(builder="tensorrt_rtx", candidates=("int8",))
     with pytest.raises(
         ModelError, match=r"tensorrt_rtx refuses int8/model.onnx: node '.*' \(DequantizeLinear\)"
     ) as error:
-        build_tensorrt(config, candidates=candidates[0], serving=Serving(), out=tmp_path)
+        build_tensorrt(config, data=digits_data, candidates=listed, serving=Serving(), out=tmp_path)
     assert "build int8_tensorrt" in str(error.value)
     assert not (tmp_path / "engines.json").exists()
 
 
 @needs_rtx
-def test_a_changed_onnx_file_is_refused(candidates, tmp_path, monkeypatch):
+def test_a_changed_onnx_file_is_refused(listed, digits_data, tmp_path, monkeypatch):
     monkeypatch.setattr(trt, "find_gpu", lambda: None)
     (tmp_path / "in" / "pruned").mkdir(parents=True)
-    (tmp_path / "in" / "candidates.json").write_text((candidates[0] / "candidates.json").read_text())
+    (tmp_path / "in" / "candidates.json").write_text((listed / "candidates.json").read_text())
     (tmp_path / "in" / "pruned" / "model.onnx").write_bytes(b"other")
     config = BuildTensorrt(builder="tensorrt_rtx", candidates=("pruned",))
     with pytest.raises(ModelError, match=r"pruned/model\.onnx was changed: its SHA-256 is .*, candidates\.json says"):
-        build_tensorrt(config, candidates=tmp_path / "in", serving=Serving(), out=tmp_path)
+        build_tensorrt(config, data=digits_data, candidates=tmp_path / "in", serving=Serving(), out=tmp_path)
 
 
 def test_auto_takes_tensorrt_on_a_gpu_and_rtx_without(monkeypatch):
@@ -100,7 +215,9 @@ def test_where_nothing_can_build_the_reason_is_kept_and_raised(wanted, reason, m
     monkeypatch.setattr(trt.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(trt, "find_gpu", lambda: None)
     with pytest.raises(Skipped, match=reason.replace("(", r"\(")):
-        build_tensorrt(BuildTensorrt(builder=wanted), candidates=tmp_path, serving=Serving(), out=tmp_path)
+        build_tensorrt(
+            BuildTensorrt(builder=wanted), data=tmp_path, candidates=tmp_path, serving=Serving(), out=tmp_path
+        )
     assert json.loads((tmp_path / "engines.json").read_text())["skipped"] == reason
 
 

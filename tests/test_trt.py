@@ -1,0 +1,154 @@
+"""Graphs made by hand, given to the real parser and builder of TensorRT-RTX, which need no GPU; and what becomes of layers."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline import trt
+from pipeline.errors import ModelError
+
+needs_rtx = pytest.mark.skipif(trt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed")
+node = helper.make_node
+
+
+def build(directory, nodes, opset=20, profile=(1, 4, 8), **constants):
+    """Build (batch, 3, 8, 8) float -> y from these nodes and constants."""
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    domains = {"": opset, **{one.domain: 1 for one in nodes if one.domain}}
+    imports = [helper.make_opsetid(*entry) for entry in domains.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [image], [answer], tensors), opset_imports=imports, ir_version=10
+    )
+    (directory / "cand").mkdir()
+    onnx.save(model, directory / "cand" / "model.onnx")
+    return trt.build("tensorrt_rtx", directory / "cand" / "model.onnx", {"x": (3, 8, 8)}, profile, None)
+
+
+SCALE, KERNEL = np.float32(0.1), np.zeros((4, 3, 3, 3), np.float32)
+HALF = np.ones((1, 3, 1, 1), np.float16)
+
+
+def quantized(**constants):
+    return [node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantize"),
+            node("DequantizeLinear", ["q", "s", "z"], ["y"], "dequantize")], {"s": SCALE, **constants}  # fmt: skip
+
+
+REFUSED = {
+    "a zero point": (
+        *quantized(z=np.uint8(3)),
+        r"node 'quantize' \(QuantizeLinear\): .*zero point is not supported.*: build int8_tensorrt, which is symmetric",
+    ),
+    "a quantized bias": (
+        [
+            node("DequantizeLinear", ["b", "s"], ["d"], "bias"),
+            node("Conv", ["x", "w", "d"], ["y"], "conv"),
+        ],
+        {"b": np.zeros(4, np.int32), "s": SCALE, "w": KERNEL},
+        r"node 'bias' \(DequantizeLinear\): .*Int32 but must have type .*: build int8_tensorrt, whose biases stay float",
+    ),
+    "two types that meet": (
+        [node("Add", ["x", "h"], ["y"], "sum")],
+        {"h": HALF},
+        r"node 'sum' \(Add\): .* types Float and Half.* Cure: the types meet without a cast",
+    ),
+    "a kernel of another type": (
+        [node("Cast", ["x"], ["h"], "cast", to=TensorProto.FLOAT16), node("Conv", ["h", "w"], ["y"], "conv")],
+        {"w": KERNEL},
+        r"node 'conv' \(Conv\): .*must be of same type.* Cure: the types meet without a cast",
+    ),
+    "a type that it lacks": (
+        [node("Cast", ["x"], ["y"], "cast", to=TensorProto.INT16)],
+        {},
+        r"node 'cast' \(Cast\): .*Unsupported data type.* Cure: TensorRT has no such type: compute in float32",
+    ),
+    "an operator that it lacks": (
+        [node("Det", ["x"], ["y"], "determinant")],
+        {},
+        r"node 'determinant' \(Det\): it knows no such operator. Cure: replace that operator in the model, or take",
+    ),
+    "an operator of one's own": (
+        [node("Foo", ["x"], ["y"], "mine", domain="my.operators")],
+        {},
+        r"node 'mine' \(Foo\): it knows no such operator. Cure: replace that operator in the model",
+    ),
+    "dynamic quantization": (
+        [
+            node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], "range"),
+            node("DequantizeLinear", ["q", "s", "z"], ["y"], "back"),
+        ],
+        {},
+        r"node 'range' \(DynamicQuantizeLinear\): .* Cure: its ranges are found while it runs.* static or qat",
+    ),
+    "int4 as ONNX Runtime has it": (
+        [
+            node("Flatten", ["x"], ["f"], "flat"),
+            node("MatMulNBits", ["f", "w", "s"], ["y"], "int4", domain="com.microsoft", K=192, N=4, bits=4, block_size=32),
+        ],
+        {"w": np.zeros((4, 6, 16), np.uint8), "s": np.ones(24, np.float32)},
+        r"node 'int4' \(MatMulNBits\): .* Cure: this form of int4 is ONNX Runtime's own: take the candidate out",
+    ),
+}  # fmt: skip
+
+
+@needs_rtx
+@pytest.mark.parametrize(("nodes", "constants", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_refused_node_is_named_with_a_cure(tmp_path, nodes, constants, message):
+    with pytest.raises(ModelError, match=r"tensorrt_rtx refuses cand/model.onnx: " + message) as error:
+        build(tmp_path, nodes, **constants)
+    assert "cudaError" not in str(error.value)
+
+
+@needs_rtx
+def test_a_batch_size_in_the_graph_is_found_when_it_is_built(tmp_path):
+    message = r"tensorrt_rtx cannot build cand: .*incompatible dimensions.* Cure: a batch size is written as a number"
+    with pytest.raises(ModelError, match=message):
+        build(tmp_path, [node("Add", ["x", "two"], ["y"], "sum")], two=np.ones((2, 3, 8, 8), np.float32))
+
+
+@needs_rtx
+def test_the_types_of_the_graph_are_those_of_the_layers(tmp_path):
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantize"),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantize"),
+        node("Cast", ["d"], ["h"], "narrow", to=TensorProto.FLOAT16),
+        node("Conv", ["h", "w"], ["c"], "conv"),
+        node("Cast", ["c"], ["y"], "widen", to=TensorProto.FLOAT),
+    ]
+    plan = build(tmp_path, nodes, s=SCALE, z=np.int8(0), w=KERNEL.astype(np.float16))
+    assert len(plan.data) > 1000
+    assert plan.layers_from == "network"
+    assert plan.int8_layers == plan.precisions["int8"] == 1
+    kinds = {layer.name: (layer.kind, layer.precisions) for layer in plan.layers}
+    assert kinds["conv"] == ("CONVOLUTION", {"float16"})
+    assert kinds["quantize"] == ("QUANTIZE", {"int8"})
+    described = plan.describe()
+    assert described["from"] == "network" and "inspector" not in described
+    assert {"name": "conv", "kind": "CONVOLUTION", "types": ("HALF",)} in described["layers"]
+
+
+def test_the_inspectors_words_for_types_are_understood():
+    said = {
+        "Layers": [
+            {"Name": "conv1", "LayerType": "CaskConvolution", "Outputs": [{"Format/Datatype": "Row major linear FP16"}]},
+            {"Name": "conv2", "LayerType": "CaskConvolution",
+             "Outputs": [{"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]},
+            {"Name": "conv3", "LayerType": "CaskConvolution", "Outputs": [{"Datatype": "Float"}]},
+            {"Name": "cast", "LayerType": "Reformat", "Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]},
+            "a name alone",
+        ]
+    }  # fmt: skip
+    plan = trt.Plan(b"", trt._engine_layers(said), "engine", said)
+    assert plan.precisions == {"N/A due to dynamic shapes": 1, "float16": 1, "float32": 1, "int8": 1}
+    assert plan.describe()["inspector"] is said
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [("HALF", "float16"), ("BF16", "bfloat16"), ("BFloat16", "bfloat16"), ("FLOAT", "float32"), ("FP32", "float32"),
+     ("INT8", "int8"), ("UINT8", "uint8"), ("INT4", "int4"), ("FP8", "fp8"), ("INT32", "int32"), ("BOOL", "bool")],
+)  # fmt: skip
+def test_types_have_our_names(words, meant):
+    assert trt._precision(words) == meant
