@@ -58,9 +58,27 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
         try:
             given = {"in_channels": 1, "classes": 10} if kind == "models" else {}
             config.Component(name=component.name, **(given | component.arguments)).build(kind)
+            if kind == "models" and ":" in component.name:  # the tests hold the built-in ones to it
+                _check_exportable(settings, component)
         except FlyweightError as error:
             raise FlyweightError(f"{key}: {error}") from error
+    if settings.export_onnx.mobile != "off":
+        from pipeline import mobile
+
+        mobile.check_installed()
     click.echo(f"the settings hold: recipe {recipe or 'none'}, data set {settings.data.dataset}")
+
+
+def _check_exportable(settings: config.Settings, model: config.Component) -> None:
+    """Raise `ModelError` where a model of the user's own would only be refused after it was trained."""
+    from pipeline import components, onnx_graph
+    from pipeline.checkpoint import Preprocessing, image_classifier
+
+    dataset = components.build("datasets", settings.data.dataset, {})
+    channels = dataset.image_shape[0]
+    plain = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels)
+    spec = image_classifier(model.name, model.arguments, dataset.image_shape, dataset.labels, plain)
+    onnx_graph.check_exportable(spec, settings.export_onnx.opset)
 
 
 def _stage_command(stage: Stage) -> click.Command:

@@ -147,6 +147,12 @@ class Prune(Section):
     rounds: PositiveInt = Field(
         1, description="Steps in which each pruner reaches its target, with recovery after every one of them."
     )
+    tolerated_drop: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="Validation accuracy that a layer alone may cost before recovery: a sweep over all layers then limits what the channel pruner takes of each; empty is no sweep.",
+    )
     round_epochs: PositiveInt = Field(1, description="Epochs of recovery after every step but the last.")
     loss: Component = Field(
         Component(name="kd", temperature=4.0, alpha=0.9), description="The loss while the pruned model recovers."
@@ -186,6 +192,10 @@ class ExportOnnx(Section):
     parity_images: PositiveInt = Field(1000, description="Validation images on which PyTorch and ONNX are compared.")
     max_difference: float = Field(
         1e-2, gt=0.0, description="Largest allowed difference of a float model's outputs from PyTorch's."
+    )
+    mobile: Literal["off", "executorch"] = Field(
+        "off",
+        description="executorch also writes student and pruned for phones (`pip install flyweight[mobile]`).",
     )
 
 

@@ -3,8 +3,8 @@
     image (uint8) ─ Cast ─ Mul ─ Add ─ normalised (float32) ─ the network ─ logits
 
 The exporter sees the network alone; the preprocessing is put before it, so that a quantizer can take the halves apart
-again with `network_of` and join others with `with_preprocessing`. Nothing of the machine or the code's place is written
-into the file: the same weights give the same bytes.
+again with `network_of` and join others with `with_preprocessing`. Nothing of the machine, the run or the code's place is
+written into the file: the same weights give the same bytes. The hash of those bytes leads to the run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import copy
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import pipeline
-from pipeline.checkpoint import ModelSpec
+from pipeline.checkpoint import ModelSpec, build
 from pipeline.errors import ModelError
 
 OPSET = 20
@@ -44,15 +45,24 @@ def export(
 
     Batch norm is folded into the convolutions, constants are folded, the batch axis is dynamic, and the metadata holds
     the labels and the preprocessing as JSON beside what `metadata` says. Raises `ModelError` where an operator cannot
-    be exported or the result is no valid model; `file` is written last and whole.
+    be exported, the batch size is fixed or the result is no valid model; `file` is written last and whole.
     """
     model = _trace(spec, network.eval(), opset)
+    _hold_to_spec(model, spec, opset)
     _strip(model)
     _use_pooling_operators(model)
     model = with_preprocessing(model, spec)
     annotate(model, {**describe(spec), "opset": str(opset), **metadata})
     check(model, f"{spec.architecture} as exported")
     onnx.save(model, file)
+
+
+def check_exportable(spec: ModelSpec, opset: int = OPSET) -> None:
+    """Raise `ModelError` where a network of `spec` cannot become an ONNX graph, as `export` would; writes nothing.
+
+    It takes fresh weights, so that a model can be refused in seconds, before it is trained for hours.
+    """
+    _hold_to_spec(_trace(spec, build(spec).eval(), opset), spec, opset)
 
 
 def describe(spec: ModelSpec) -> dict[str, str]:
@@ -145,7 +155,7 @@ def _trace(spec: ModelSpec, network: nn.Module, opset: int) -> onnx.ModelProto:
     for parameter in network.parameters():  # channels_last would leave index arithmetic in the graph
         parameter.data = parameter.data.contiguous()
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -158,27 +168,82 @@ def _trace(spec: ModelSpec, network: nn.Module, opset: int) -> onnx.ModelProto:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ModelError(
-            f"{spec.architecture} cannot be written as ONNX (opset {opset}): {reason}. Replace that operation in the "
-            f"model, or choose another export_onnx.opset."
+            f"{spec.architecture} cannot be written as ONNX (opset {opset}): {_reason(error)}. Replace that operation "
+            f"in the model, or choose another export_onnx.opset."
         ) from error
     assert program is not None
     return program.model_proto
 
 
+def _reason(error: BaseException) -> str:
+    """Return what torch's exporter stumbled over: the operator, or the line of the model, and why."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    root = str(chain[-1]).strip()
+    why = root.splitlines()[0].rstrip(". ") if root else type(chain[-1]).__name__
+    if "data-dependent" in why:
+        why = f"what is computed depends on the values in the image ({why})"
+    if lines := re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', root):
+        file, number, code = lines[-1]
+        return f"{Path(file).name}, line {number}, `{code.strip()}`: {why}"
+    for operator in (re.search(r"target=torch\.ops\.([\w.]+)", str(one)) for one in chain):
+        if operator is not None:
+            return f"operator {operator[1].removesuffix('.default')}: {why}"
+    return why
+
+
+def _hold_to_spec(model: onnx.ModelProto, spec: ModelSpec, opset: int) -> None:
+    """Raise `ModelError` unless the traced graph is of `opset` and turns any number of images into as many answers.
+
+    torch's exporter settles for another opset, and for a fixed batch size, without an error.
+    """
+    found = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if found != opset:
+        raise ModelError(
+            f"{spec.architecture} can be written in ONNX's opset {found}, but not converted to {opset}: "
+            f"set export_onnx.opset to {found}"
+        )
+    image = _shape(model.graph.input[0])
+    if image[0] != "batch":
+        raise ModelError(
+            f"{spec.architecture} takes batches of {image[0]} images only: somewhere in it a shape is written as a "
+            f"number. Take the batch size from the input (`x.shape[0]`, or -1)."
+        )
+    answers = [_shape(one) for one in model.graph.output]
+    wanted = ["batch", *spec.outputs[0].shape]
+    if answers != [wanted]:
+        raise ModelError(
+            f"{spec.architecture} answers {_words(image)} with {' and '.join(map(_words, answers))} instead of "
+            f"{_words(wanted)}: one row an image, one logit a label"
+        )
+
+
+def _shape(tensor: onnx.ValueInfoProto) -> list[str | int]:
+    """Each axis by its name, or by its size where it has none."""
+    return [dim.dim_param or dim.dim_value for dim in tensor.type.tensor_type.shape.dim]
+
+
+def _words(shape: list[str | int]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to itself what torch's exporter prints, logs and warns of; what matters it raises."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """Keep to itself what torch's exporters print, log and warn of; what matters they raise."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
 
 
 def _strip(model: onnx.ModelProto) -> None:

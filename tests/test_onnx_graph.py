@@ -99,14 +99,65 @@ def test_the_network_can_be_taken_off_its_preprocessing_and_put_back(spec, model
     ]
 
 
-def test_an_operation_without_onnx_form_is_named(spec):
-    class Odd(nn.Module):
-        def forward(self, x):
-            return torch.special.bessel_j0(x.mean(dim=(2, 3)))
+@pytest.mark.parametrize("opset", [18, 23])
+def test_the_opset_is_the_one_that_was_asked_for(spec, network, file, tmp_path, opset):
+    onnx_graph.export(spec, network, tmp_path / "model.onnx", opset)
+    assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
+    raw = images(7)
+    expected = OnnxRunner(file)({"image": raw})["logits"]
+    np.testing.assert_allclose(OnnxRunner(tmp_path / "model.onnx")({"image": raw})["logits"], expected, atol=1e-5)
 
-    with pytest.raises(ModelError, match=r"resnet cannot be written as ONNX \(opset 20\): .*bessel_j0") as error:
-        onnx_graph.export(spec, Odd(), file=None)
-    assert "export_onnx.opset" in str(error.value)
+
+class Eigen(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigh(x[:, :, :3, :3].mean(1)).eigenvalues
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) if x.sum() > 0 else -x.mean((2, 3))
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x]).mean((2, 3))
+
+
+REFUSED = [
+    (
+        Eigen,
+        r"resnet cannot be written as ONNX \(opset 20\): operator aten\._linalg_eigh: No ONNX function .* or choose another",
+    ),
+    (
+        Branch,
+        r"test_onnx_graph\.py, line \d+, `return x\.mean.* if x\.sum\(\) > 0 .*`: "
+        r"what is computed depends on the values in the image",
+    ),
+    (Twice, r"resnet answers \(batch, 3, 8, 8\) with \(2\*batch, 3\) instead of \(batch, 3\): one row an image"),
+]
+
+
+@pytest.mark.parametrize(("network", "message"), REFUSED, ids=[kind.__name__ for kind, _ in REFUSED])
+def test_what_cannot_be_exported_is_named_and_nothing_is_written(spec, tmp_path, capfd, network, message):
+    with pytest.raises(ModelError, match=message):
+        onnx_graph.export(spec, network(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+class Pairs(nn.Module):
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        return (x + torch.ones(2, 3, 8, 8)).mean((2, 3))
+
+
+def test_a_model_can_be_refused_before_it_is_trained(spec):
+    other = spec.model_copy(update={"architecture": f"{__name__}:Pairs", "arguments": {}})
+    message = r"test_onnx_graph:Pairs takes batches of 2 images only: .* Take the batch size from the input"
+    with pytest.raises(ModelError, match=message):
+        onnx_graph.check_exportable(other)
 
 
 def test_a_foreign_graph_is_refused(model):

@@ -1,11 +1,13 @@
 """`export_onnx`: every candidate as an ONNX file, each compared with the PyTorch model that it was made from.
 
-Out: ``candidates.json`` and, for each candidate, ``<candidate>/model.onnx`` and ``<candidate>/model.json``.
+Out: ``candidates.json`` and, for each candidate, ``<candidate>/model.onnx`` and ``<candidate>/model.json``; with
+``mobile`` also ``<candidate>/model.pte`` for student and pruned.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +17,12 @@ from numpy.typing import NDArray
 
 from pipeline import macs as sizes
 from pipeline import onnx_graph
-from pipeline.candidates import Candidate, Candidates, Parity, save
+from pipeline.candidates import Candidate, Candidates, Mobile, Parity, save
 from pipeline.checkpoint import SPEC_FILE, WEIGHTS_FILE, load, sha256
 from pipeline.config import ExportOnnx
-from pipeline.data import load_manifest, open_split
+from pipeline.data import MANIFEST_FILE, load_manifest, open_split
 from pipeline.errors import ModelError
+from pipeline.parity import compare
 from pipeline.progress import report
 from pipeline.runners import OnnxRunner, TorchRunner
 from pipeline.types import Metrics, Runner
@@ -27,6 +30,7 @@ from pipeline.types import Metrics, Runner
 BATCHES = (1, 7, 64)
 """Batch sizes at which every graph must run."""
 Source = Literal["teacher", "student", "pruned"]
+FOR_PHONES: tuple[Source, ...] = ("student", "pruned")
 
 
 def export_onnx(
@@ -35,26 +39,36 @@ def export_onnx(
     """Write teacher, student, pruned, int8 (for CPUs) and int8_tensorrt, as far as `quantized` holds them.
 
     Returns ``<candidate>_parity_max_difference`` and its like. Raises `ModelError` where a graph does not run, or a float
-    one differs from PyTorch by more than `config.max_difference`.
+    one differs from PyTorch by more than `config.max_difference`, and `SettingsError` where the package that
+    `config.mobile` needs is missing.
     """
+    if config.mobile != "off":
+        from pipeline import mobile
+
+        mobile.check_installed()
     images = _parity_images(data, config.parity_images)
     sources: dict[Source, Path] = {"teacher": teacher, "student": student, "pruned": pruned}
     int8 = {name: quantized / target for name, target in (("int8", "cpu"), ("int8_tensorrt", "tensorrt"))}
     int8 = {name: directory for name, directory in int8.items() if (directory / "model.onnx").exists()}
     candidates: list[Candidate] = []
+    phones: list[Mobile] = []
     total = len(sources) + len(int8)
     for source, checkpoint in sources.items():
         report("export_onnx", done=len(candidates), total=total)
         file = _export(checkpoint, source, config.opset, data, out)
         candidates.append(_describe(source, source, file, checkpoint, images))
-        _hold_to_limit(candidates[-1], config.max_difference)
+        _hold_to_limit(f"candidate {source!r}", candidates[-1].parity, config.max_difference)
+        if config.mobile != "off" and source in FOR_PHONES:
+            phones.append(_export_for_phones(checkpoint, source, data, images, out))
+            _hold_to_limit(f"the mobile form of {source!r}", phones[-1].parity, config.max_difference)
     for name, directory in int8.items():
         report("export_onnx", done=len(candidates), total=total)
         file = _copy_int8(directory, name, pruned, data, out)
-        candidates.append(_describe(name, "pruned", file, pruned, images))
+        candidates.append(_describe(name, "pruned", file, _float_source(file, pruned, quantized), images))
     report("export_onnx", done=total, total=total)
-    save(out, Candidates(candidates=tuple(candidates), labels=load(teacher)[0].labels))
-    return {key: value for candidate in candidates for key, value in _metrics(candidate).items()}
+    save(out, Candidates(candidates=tuple(candidates), labels=load(teacher)[0].labels, mobile=tuple(phones)))
+    metrics = {key: value for candidate in candidates for key, value in _metrics(candidate).items()}
+    return metrics | {key: value for one in phones for key, value in _mobile_metrics(one).items()}
 
 
 def _parity_images(data: Path, count: int) -> NDArray[np.uint8]:
@@ -76,6 +90,31 @@ def _export(checkpoint: Path, name: str, opset: int, data: Path, out: Path) -> P
     return file
 
 
+def _export_for_phones(checkpoint: Path, name: str, data: Path, images: NDArray[np.uint8], out: Path) -> Mobile:
+    """Write a float candidate as an ExecuTorch program beside its ONNX file and compare it with PyTorch."""
+    from pipeline import mobile
+
+    spec, network = load(checkpoint)
+    file = out / name / "model.pte"
+    left = mobile.export(spec, network, file, {**_lineage(checkpoint, data), "precision": "float32"})
+    runner, reference = mobile.MobileRunner(file), TorchRunner(checkpoint)
+    try:
+        _try_batches(runner, f"{name} for phones", images, (1, 7, mobile.MAX_BATCH))
+        parity = compare(runner, reference, images, mobile.MAX_BATCH)
+    finally:
+        runner.close()
+        reference.close()
+    return Mobile(
+        candidate=name,
+        format="executorch",
+        file=f"{name}/model.pte",
+        sha256=sha256(file),
+        size_bytes=file.stat().st_size,
+        left_behind=left,
+        parity=parity,
+    )
+
+
 def _copy_int8(directory: Path, name: str, pruned: Path, data: Path, out: Path) -> Path:
     """Copy what `quantize` wrote, its lineage added to the metadata; return the ONNX file. Raises `ModelError`."""
     lineage = _lineage(pruned, data)
@@ -94,8 +133,29 @@ def _copy_int8(directory: Path, name: str, pruned: Path, data: Path, out: Path) 
     return file
 
 
+def _float_source(file: Path, pruned: Path, quantized: Path) -> Path:
+    """Return the checkpoint whose weights a quantized file rounds: `pruned`, or what `quantize` trained on from there."""
+    trained = _says(file).get("trained_sha256")
+    if trained is None:
+        return pruned
+    checkpoint = quantized / "qat"
+    if (found := sha256(checkpoint / WEIGHTS_FILE)) != trained:
+        raise ModelError(f"{file} was quantized from weights {trained}, {checkpoint} has {found}: run `quantize` again")
+    return checkpoint
+
+
+def _says(file: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file."""
+    return {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+
+
 def _lineage(checkpoint: Path, data: Path) -> dict[str, str]:
-    return {"weights_sha256": sha256(checkpoint / WEIGHTS_FILE), "dataset": load_manifest(data).name}
+    """What the files were made from. The manifest holds the hash of every shard, so its own is that of all the data."""
+    return {
+        "weights_sha256": sha256(checkpoint / WEIGHTS_FILE),
+        "dataset": load_manifest(data).name,
+        "data_sha256": sha256(data / MANIFEST_FILE),
+    }
 
 
 def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: NDArray[np.uint8]) -> Candidate:
@@ -103,7 +163,7 @@ def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: N
     spec, network = load(checkpoint)
     runner, reference = OnnxRunner(file), TorchRunner(checkpoint)
     try:
-        _try_batches(runner, name, images)
+        _try_batches(runner, name, images, BATCHES)
         parity = compare(runner, reference, images)
     finally:
         runner.close()
@@ -115,44 +175,31 @@ def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: N
         size_bytes=file.stat().st_size,
         parameters=sizes.parameters(network),
         macs=sizes.macs(network, spec.image_shape),
-        precision="float32" if name == source else "int8",
+        precision=_says(file).get("precision", "int8"),
         target={"int8": "cpu", "int8_tensorrt": "tensorrt"}.get(name, "any"),
         source=source,
         parity=parity,
     )
 
 
-def _try_batches(runner: Runner, name: str, images: NDArray[np.uint8]) -> None:
+def _try_batches(runner: Runner, name: str, images: NDArray[np.uint8], batches: Sequence[int]) -> None:
     """Raise `ModelError` unless the graph takes every batch size, in whatever order."""
-    for batch in BATCHES:
+    for batch in batches:
         inputs = images[np.arange(batch) % len(images)]
-        logits = runner({"image": inputs})["logits"]
+        try:
+            logits = runner({"image": inputs})["logits"]
+        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
+            raise ModelError(f"candidate {name!r} does not take a batch of {batch}: {error}") from error
         if logits.shape[0] != batch or not np.isfinite(logits).all():
             raise ModelError(f"candidate {name!r} answers a batch of {batch} with {logits.shape} or with NaN")
 
 
-def compare(runner: Runner, reference: Runner, images: NDArray[np.uint8], batch: int = 64) -> Parity:
-    """Return how far `runner`'s logits are from `reference`'s on `images` (N, C, H, W) uint8."""
-    largest, total, changed, values = 0.0, 0.0, 0, 0
-    for start in range(0, len(images), batch):
-        inputs = {"image": images[start : start + batch]}
-        ours, theirs = runner(inputs)["logits"], reference(inputs)["logits"]
-        difference = np.abs(ours.astype(np.float64) - theirs)
-        largest = max(largest, float(difference.max()))
-        total, values = total + float(difference.sum()), values + difference.size
-        changed += int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
-    return Parity(
-        images=len(images), max_difference=largest, mean_difference=total / values, changed_predictions=changed
-    )
-
-
-def _hold_to_limit(candidate: Candidate, limit: float) -> None:
-    found = candidate.parity.max_difference
-    if not found <= limit:
+def _hold_to_limit(what: str, parity: Parity, limit: float) -> None:
+    if not parity.max_difference <= limit:
         raise ModelError(
-            f"candidate {candidate.name!r} differs from PyTorch by up to {found:.3g} on {candidate.parity.images} validation "
-            f"images; export_onnx.max_difference allows {limit:g}. Try another export_onnx.opset, or raise the limit if "
-            f"{candidate.parity.changed_predictions} changed predictions are acceptable."
+            f"{what} differs from PyTorch by up to {parity.max_difference:.3g} on {parity.images} validation images; "
+            f"export_onnx.max_difference allows {limit:g}. Try another export_onnx.opset, or raise the limit if "
+            f"{parity.changed_predictions} changed predictions are acceptable."
         )
 
 
@@ -165,4 +212,14 @@ def _metrics(candidate: Candidate) -> dict[str, float]:
         f"{name}_size_bytes": float(candidate.size_bytes),
         f"{name}_parameters": float(candidate.parameters),
         f"{name}_macs": float(candidate.macs),
+    }
+
+
+def _mobile_metrics(one: Mobile) -> dict[str, float]:
+    name = f"{one.candidate}_mobile"
+    return {
+        f"{name}_parity_max_difference": one.parity.max_difference,
+        f"{name}_parity_mean_difference": one.parity.mean_difference,
+        f"{name}_changed_predictions": float(one.parity.changed_predictions),
+        f"{name}_size_bytes": float(one.size_bytes),
     }

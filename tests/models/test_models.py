@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline import checkpoint, components
+from pipeline import checkpoint, components, onnx_graph
 from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.macs import macs
 from pipeline.pruners.channel import Channel
@@ -50,3 +50,7 @@ def test_it_can_be_pruned_and_rebuilt(spec, network):
     images = torch.randn(2, 2, 16, 16)
     assert macs(network, (2, 16, 16)) <= 0.5 * before
     assert torch.equal(rebuilt.eval()(images), network.eval()(images))
+
+
+def test_it_can_become_an_onnx_graph(spec):
+    onnx_graph.check_exportable(spec)

@@ -7,14 +7,14 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline import checkpoint, macs
+from pipeline import checkpoint, macs, mobile, onnx_graph
 from pipeline.candidates import load_candidates
 from pipeline.config import ExportOnnx
 from pipeline.data import open_split
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, SettingsError
 from pipeline.runners import OnnxRunner, TorchRunner
 from pipeline.stages import export_onnx as stage
-from pipeline.stages.export_onnx import compare, export_onnx
+from pipeline.stages.export_onnx import export_onnx
 
 NAMES = ("teacher", "student", "pruned", "int8", "int8_tensorrt")
 
@@ -62,35 +62,28 @@ def test_parity_is_measured_and_returned(candidates):
         assert candidate.parity.changed_predictions <= (0 if candidate.precision == "float32" else 8)
 
 
-def test_metadata_leads_back_to_the_weights_and_the_data(candidates, digits_checkpoints):
+def test_metadata_leads_back_to_the_weights_and_the_data(candidates, digits_checkpoints, digits_data):
     for candidate in load_candidates(candidates[0]).candidates:
         model = onnx.load(candidates[0] / candidate.file)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         weights = digits_checkpoints[candidate.source] / "model.safetensors"
         assert metadata["weights_sha256"] == checkpoint.sha256(weights)
         assert (metadata["dataset"], metadata["precision"]) == ("digits", candidate.precision)
+        assert metadata["data_sha256"] == checkpoint.sha256(digits_data / "manifest.json")
         assert json.loads(metadata["labels"]) == list("0123456789")
 
 
-def test_parity_counts_changed_predictions_as_by_hand():
-    class Fixed:
-        name = "fixed"
-
-        def __init__(self, logits):
-            self.logits = np.array(logits, np.float32)
+def test_a_graph_that_does_not_run_at_some_batch_is_refused():
+    class Single:
+        name = "single"
 
         def __call__(self, inputs):
-            return {"logits": self.logits[inputs["image"][:, 0, 0, 0]]}
+            if len(inputs["image"]) > 1:
+                raise RuntimeError("Got: 7 Expected: 1")
+            return {"logits": np.zeros((1, 2), np.float32)}
 
-        def close(self):
-            pass
-
-    ours = Fixed([[1.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
-    theirs = Fixed([[1.0, 0.5], [2.0, 1.0], [3.0, 1.0]])
-    images = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
-    parity = compare(ours, theirs, images, batch=2)
-    assert (parity.max_difference, parity.changed_predictions) == (2.0, 1)
-    assert parity.mean_difference == pytest.approx(2.5 / 6)
+    with pytest.raises(ModelError, match=r"candidate 'pruned' does not take a batch of 7: Got: 7 Expected: 1"):
+        stage._try_batches(Single(), "pruned", np.zeros((3, 1, 8, 8), np.uint8), stage.BATCHES)
 
 
 @pytest.fixture
@@ -120,8 +113,48 @@ def test_int8_of_other_weights_is_refused(exported_before, digits_data, digits_c
         export_onnx(loose, data=digits_data, quantized=quantized[0], **wrong, out=tmp_path)
 
 
+def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoints, quantized, tmp_path):
+    model = onnx.load(quantized[0] / "cpu" / "model.onnx")
+    trained, file = tmp_path / "qat", tmp_path / "model.onnx"
+    shutil.copytree(digits_checkpoints["student"], trained)
+    onnx_graph.annotate(model, {"trained_sha256": checkpoint.sha256(trained / "model.safetensors")})
+    onnx.save(model, file)
+    pruned = digits_checkpoints["pruned"]
+    assert stage._float_source(file, pruned, tmp_path) == trained
+    assert stage._float_source(quantized[0] / "cpu" / "model.onnx", pruned, tmp_path) == pruned
+    shutil.copy2(pruned / "model.safetensors", trained)
+    with pytest.raises(ModelError, match=r"was quantized from weights .* has .*: run `quantize` again"):
+        stage._float_source(file, pruned, tmp_path)
+
+
 def test_more_parity_images_than_there_are_is_refused(digits_data, digits_checkpoints, quantized, tmp_path):
     with pytest.raises(ModelError, match=r"export_onnx\.parity_images is 201, but .* has 200 validation images"):
         export_onnx(
             ExportOnnx(parity_images=201), data=digits_data, quantized=quantized[0], **digits_checkpoints, out=tmp_path
         )
+
+
+def test_programs_for_phones_stand_beside_the_graphs(
+    exported_before, digits_data, digits_checkpoints, quantized, tmp_path
+):
+    pytest.importorskip("executorch", reason="needs `pip install flyweight[mobile]`")
+    config = ExportOnnx(parity_images=200, mobile="executorch")
+    metrics = export_onnx(config, data=digits_data, quantized=quantized[0], **digits_checkpoints, out=tmp_path)
+    phones = load_candidates(tmp_path).mobile
+    assert [one.file for one in phones] == ["student/model.pte", "pruned/model.pte"]
+    for one in phones:
+        file = tmp_path / one.file
+        assert (one.sha256, one.size_bytes) == (checkpoint.sha256(file), file.stat().st_size)
+        assert one.parity.images == 200 and one.parity.max_difference < 1e-4
+        assert one.parity.changed_predictions == 0
+        assert metrics[f"{one.candidate}_mobile_size_bytes"] == one.size_bytes
+        weights = checkpoint.sha256(digits_checkpoints[one.candidate] / "model.safetensors")
+        assert mobile.MobileRunner(file).metadata()["weights_sha256"] == weights
+
+
+def test_without_the_package_for_phones_nothing_is_begun(monkeypatch, tmp_path):
+    monkeypatch.setattr(mobile.importlib.util, "find_spec", lambda name: None)
+    nowhere = dict.fromkeys(("data", "teacher", "student", "pruned", "quantized"), tmp_path / "absent")
+    with pytest.raises(SettingsError, match=r"export_onnx\.mobile is 'executorch', but .* flyweight\[mobile\]"):
+        export_onnx(ExportOnnx(mobile="executorch"), **nowhere, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
