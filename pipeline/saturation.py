@@ -7,11 +7,12 @@ cuts the sum off at -32768 and 32767 (https://onnxruntime.ai/docs/performance/mo
 of it.
 
 The same integers are computed here twice, exactly and cut off. Convolutions and matrix products are done in NumPy and the
-rest of the graph by ONNX Runtime, operator by operator, so that what one layer gets wrong reaches the next. Neighbours are
-those along the dimension that is summed over: for a convolution the channels of one pixel under the kernel, then the next
-pixel, which is how ONNX Runtime lays them out. A sum is exact unless both weights are large and of one sign, so only such
-pairs are looked at one by one. Both results were compared with ONNX Runtime 1.31 on six networks, the exact one on a CPU
-with VNNI and the other under QEMU's Haswell, which has AVX2 alone: not one bit differed.
+rest of the graph by ONNX Runtime, operator by operator, so that what one layer gets wrong reaches the next. (Its kernels
+for unsigned weights sum in 32 bits everywhere.) Neighbours are those along the dimension that is summed over: for a
+convolution the channels of one pixel under the kernel, then the next pixel, which is how ONNX Runtime lays them out. A sum
+is exact unless both weights are large and of one sign, so only such pairs are looked at one by one. Both results were
+compared with ONNX Runtime 1.31 on six networks, the exact one on a CPU with VNNI and the other under QEMU's Haswell, which
+has AVX2 alone: not one bit differed.
 """
 
 from __future__ import annotations
@@ -209,12 +210,6 @@ def _qlinear_conv(
     return _requantize(found, (image_scale * kernel_scale / scale).reshape(-1, 1, 1), zero)
 
 
-def _conv_integer(
-    sums: _Sums, attributes: Mapping[str, Any], image: NDArray, kernel: NDArray, zero: NDArray, *_: NDArray | None
-) -> NDArray:
-    return _convolution(sums, attributes, image, kernel, zero).astype(np.int32)
-
-
 def _qgemm(
     sums: _Sums, attributes: Mapping[str, Any],
     left: NDArray, left_scale: NDArray, left_zero: NDArray, right: NDArray, right_scale: NDArray, _: NDArray,
@@ -254,13 +249,12 @@ def _matmul_integer_to_float(
 
 _PRODUCTS: dict[str, Callable[..., NDArray]] = {
     "QLinearConv": _qlinear_conv,
-    "ConvInteger": _conv_integer,
     "QGemm": _qgemm,
     "QLinearMatMul": _qlinear_matmul,
     "MatMulInteger": _matmul_integer,
     "MatMulIntegerToFloat": _matmul_integer_to_float,
 }
-_WEIGHTS = {"ConvInteger": 1, "MatMulInteger": 1, "MatMulIntegerToFloat": 1}
+_WEIGHTS = {"MatMulInteger": 1, "MatMulIntegerToFloat": 1}
 _ZERO_POINT = {"MatMulIntegerToFloat": 4}
 """Position of the activations' zero point. One that is no constant is made by DynamicQuantizeLinear: it is uint8."""
 

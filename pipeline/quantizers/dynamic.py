@@ -25,11 +25,13 @@ from pipeline.quantizers._calibration import check_images
 from pipeline.quantizers._writing import check_target, weights_of, write
 from pipeline.types import Metrics
 
+_MIDDLE = 128
+"""What stands for zero in a kernel."""
 _log = logging.getLogger(__name__)
 
 
 class Dynamic:
-    """Weights of convolutions and matrix products in int8, one scale an output channel. It has no settings."""
+    """Weights of convolutions and matrix products in 8 bits, one scale an output channel. It has no settings."""
 
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Quantize `onnx_file` to `out`, for target 'cpu' alone.
@@ -66,10 +68,11 @@ class Dynamic:
 
 
 def _quantize_convolutions(model: onnx.ModelProto) -> int:
-    """Give every convolution with a constant kernel int8 weights, in place; return how many there are.
+    """Give every convolution with a constant kernel 8-bit weights, in place; return how many there are.
 
     ONNX Runtime's own quantizer has one scale for a whole kernel here. Weights are symmetric, so that one scale a channel
-    needs no zero point (which its kernel would refuse), but only a multiplication of the sums.
+    needs no zero point for each (which ONNX Runtime refuses), but only a multiplication of the sums. They are stored
+    with 128 added: for signed ones it has only a plain loop, measured at 0.11x of float.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -104,7 +107,8 @@ def _quantize_kernel(kernel: NDArray, bias: NDArray | None = None) -> dict[str, 
     scales = np.maximum(scales, np.finfo(np.float32).tiny)
     shape = (1, -1, *[1] * (kernel.ndim - 2))
     found = {
-        "kernel": np.clip(np.rint(kernel / scales), -127, 127).astype(np.int8),
+        "kernel": (np.clip(np.rint(kernel / scales), -127, 127) + _MIDDLE).astype(np.uint8),
+        "middle": np.array(_MIDDLE, np.uint8),
         "scales": scales.reshape(shape).astype(np.float32),
     }
     return found if bias is None else {**found, "bias": bias.reshape(shape)}
@@ -114,7 +118,9 @@ def _integer_convolution(node: onnx.NodeProto, image: list[str], bias: bool) -> 
     """Return what stands for a Conv node over `image` (integers, scale, zero point)."""
     name = node.output[0]
     integers, scale, zero = image
-    integer = helper.make_node("ConvInteger", [integers, f"{name}/kernel", zero], [f"{name}/sums"], f"{name}/convolve")
+    integer = helper.make_node(
+        "ConvInteger", [integers, f"{name}/kernel", zero, f"{name}/middle"], [f"{name}/sums"], f"{name}/convolve"
+    )
     integer.attribute.extend(node.attribute)
     scaled = f"{name}/scaled" if bias else name
     return [
