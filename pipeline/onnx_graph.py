@@ -212,7 +212,7 @@ def _hold_to_spec(model: onnx.ModelProto, spec: ModelSpec, opset: int) -> None:
             f"number. Take the batch size from the input (`x.shape[0]`, or -1)."
         )
     answers = [_shape(one) for one in model.graph.output]
-    wanted = ["batch", *spec.outputs[0].shape]
+    wanted: list[str | int] = ["batch", *spec.outputs[0].shape]
     if answers != [wanted]:
         raise ModelError(
             f"{spec.architecture} answers {_words(image)} with {' and '.join(map(_words, answers))} instead of "
