@@ -33,19 +33,21 @@ class LowRank:
     """Cuts linear layers and convolutions into chains of thinner ones, wherever the chain takes fewer multiplications.
 
     Give either `energy` or `keep_macs`. Batch norms and grouped convolutions stay as they are. A chain runs more and thinner
-    layers than it replaces, so milliseconds fall less than multiply-accumulates do: measure before you trust it.
+    layers than it replaces, so milliseconds fall less than multiply-accumulates do, and with ranks that the kernels cannot
+    fill they rise: at half the multiply-accumulates, ONNX Runtime (one thread, AVX-512) ran a network of 32 to 128 channels
+    1.4 times as fast as before with round_to 8, and 0.7 times with round_to 1. Measure before you trust it.
 
     Args:
         energy: share of the squared singular values that each cut layer keeps of its outputs and of its inputs.
         keep_macs: share of the multiply-accumulates to keep; the largest energy that reaches it is taken for all layers.
-        round_to: every rank is a multiple of this, or the whole width of the layer.
+        round_to: every rank is a multiple of this, or the whole width of the layer. Narrow networks need less than 8.
     """
 
     def __init__(
         self,
         energy: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None,
         keep_macs: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None,
-        round_to: Annotated[int, Field(ge=1)] = 1,
+        round_to: Annotated[int, Field(ge=1)] = 8,
     ) -> None:
         if (energy is None) == (keep_macs is None):
             raise ValueError(
@@ -79,7 +81,7 @@ class LowRank:
         kept = macs(network, spec.image_shape) / whole
         _log.info(
             "low_rank: %d of %d layers cut at energy %.4f, %.4f of the multiply-accumulates kept; more and thinner layers "
-            "gain less in milliseconds than that",
+            "gain less in milliseconds than that, or nothing",
             len(ranks), len(layers), energy, kept,
         )  # fmt: skip
         arguments = {"energy": self.energy, "keep_macs": self.keep_macs, "round_to": self.round_to}

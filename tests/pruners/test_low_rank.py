@@ -92,7 +92,7 @@ def test_what_is_lost_is_at_most_the_energy_discarded_in_both_modes(rank):
 @pytest.mark.parametrize("energy", [0.3, 0.6, 0.9])
 def test_ranks_are_the_smallest_that_keep_the_energy(network, energy):
     kept = network.blocks[1].conv2.weight.detach().clone()
-    step = LowRank(energy=energy)(SPEC, network, iter(()))
+    step = LowRank(energy=energy, round_to=1)(SPEC, network, iter(()))
     for mode, rank in (
         (kept.transpose(0, 1), step.ranks["blocks.1.conv2"][0]),
         (kept, step.ranks["blocks.1.conv2"][1]),
@@ -108,7 +108,7 @@ def test_a_layer_of_low_rank_is_found_and_answers_alike(network):
         network.blocks[1].conv2.weight.copy_(torch.einsum("rihw,or->oihw", narrow, torch.randn(32, 4)))
     images = torch.randn(5, *SHAPE)
     answers = network(images)
-    step = LowRank(energy=0.999999)(SPEC, network, iter(()))
+    step = LowRank(energy=0.999999, round_to=1)(SPEC, network, iter(()))
     assert step.ranks == {"blocks.1.conv2": (4,)}  # its inputs need their whole width: no 1x1 layer in front
     torch.testing.assert_close(network(images), answers, rtol=1e-3, atol=1e-3)
 
@@ -132,7 +132,7 @@ def test_macs_end_at_or_below_the_target_and_one_energy_more_would_not(network, 
 def test_the_predicted_multiplications_are_those_counted(network):
     layers = _layers(network, SHAPE)
     assert sum(layer.macs(()) for layer in layers.values()) == macs(network, SHAPE)
-    step = LowRank(energy=0.5)(SPEC, network, iter(()))
+    step = LowRank(energy=0.5, round_to=2)(SPEC, network, iter(()))
     assert sum(layer.macs(step.ranks.get(name, ())) for name, layer in layers.items()) == macs(network, SHAPE)
     assert all(layers[name].macs(rank) < layers[name].macs(()) for name, rank in step.ranks.items())
 
@@ -151,7 +151,7 @@ def test_batch_norms_biases_and_grouped_convolutions_stay():
         nn.Flatten(), nn.Linear(16 * 36, 4),
     ).eval()  # fmt: skip
     norm, grouped, bias = network[1], network[2], network[3].bias.clone()
-    step = LowRank(energy=0.4)(SPEC, network, iter(()))
+    step = LowRank(energy=0.4, round_to=1)(SPEC, network, iter(()))
     assert network[1] is norm and network[2] is grouped and {"3"} <= set(step.ranks)
     assert torch.equal(network[3][-1].bias, bias) and all(link.bias is None for link in network[3][:-1])
 
@@ -169,8 +169,8 @@ def test_an_energy_that_cuts_nothing_names_one_that_does(network):
     with pytest.raises(
         ModelError, match=r"nothing was pruned: with pruner\.energy 0\.9999999 and round_to 1"
     ) as raised:
-        LowRank(energy=0.9999999)(SPEC, network, iter(()))
-    assert LowRank(energy=float(str(raised.value).rsplit(maxsplit=1)[1]))(SPEC, network, iter(())).ranks
+        LowRank(energy=0.9999999, round_to=1)(SPEC, network, iter(()))
+    assert LowRank(energy=float(str(raised.value).rsplit(maxsplit=1)[1]), round_to=1)(SPEC, network, iter(())).ranks
 
 
 def test_an_error_where_no_chain_is_cheaper(network):

@@ -18,7 +18,7 @@ SPEC = image_classifier(
 ARGUMENTS = {
     "channel": {"keep_macs": 0.6, "round_to": 4},
     "depth": {"drop": 1},
-    "low_rank": {"keep_macs": 0.6},
+    "low_rank": {"keep_macs": 0.6, "round_to": 2},
     "unstructured": {"sparsity": 0.5},
 }
 
