@@ -35,7 +35,7 @@ INTEGER_OPERATORS = {
     "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul",
 }  # fmt: skip
 FLOAT_OPERATORS = {
-    "Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits", "Add", "Sub", "Mul", "Div", "Relu",
+    "Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "MatMulNBits", "Max", "Add", "Sub", "Mul", "Div", "Relu",
     "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Erf", "Gelu", "Softmax", "LayerNormalization",
     "BatchNormalization", "GlobalAveragePool", "AveragePool", "MaxPool", "ReduceMean", "Cast", "QuantizeLinear",
     "DynamicQuantizeLinear",

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -124,8 +125,10 @@ class Static:
             _put_preprocessing_back(quantized, source)
         if target == "tensorrt":
             _keep_fused_branches_float(quantized)
-        elif self.fold == "on" or (self.fold == "auto" and cpu.describe().vnni):
-            fold_columns(quantized)
+        else:
+            _hold_float(quantized, keep_float)
+            if self.fold == "on" or (self.fold == "auto" and cpu.describe().vnni):
+                fold_columns(quantized)
         _drop_dead(quantized)
         return quantized
 
@@ -226,6 +229,28 @@ def _keep_fused_branches_float(model: onnx.ModelProto) -> None:
             if source is not None and source.op_type == "Conv":
                 addition.input[position] = quantize.input[0]
                 break
+
+
+def _hold_float(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Put, in place, a Max that changes nothing behind each product among the nodes `names`.
+
+    ONNX Runtime gives a product between two quantized tensors int8 weights by itself, one scale for all channels. It does
+    so only where QuantizeLinear follows, directly or behind an activation.
+    """
+    graph = model.graph
+    lowest = numpy_helper.from_array(np.array(np.finfo(np.float32).min), "lowest")
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        if node.name in names and node.op_type in {"Conv", "Gemm", "MatMul"}:
+            output = node.output[0]
+            node.output[0] = f"{output}/float"
+            nodes.append(helper.make_node("Max", [node.output[0], lowest.name], [output], f"{node.name}/hold"))
+    if len(nodes) > len(graph.node):
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        graph.initializer.append(lowest)
 
 
 def _drop_dead(model: onnx.ModelProto) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import components, trt
 from pipeline.errors import ModelError, SettingsError
+from pipeline.proof import count_operators
 from pipeline.quantizers import _writing, static
 from pipeline.quantizers.static import Static
 from pipeline.runners import OnnxRunner
@@ -160,6 +161,15 @@ def test_a_layer_that_is_kept_float_has_float_weights(float_file, digits):
     constants = {tensor.name for tensor in graph.initializer}
     in_float = [node.name for node in graph.node if node.op_type == "Conv" and node.input[1] in constants]
     assert in_float == [convolution.name]
+
+
+@pytest.mark.parametrize("position", range(6))
+def test_onnx_runtime_leaves_float_what_is_kept_float(position, float_file, digits, tmp_path):
+    quantizer = Static(fold="off")
+    calibrated = quantizer.calibrate(float_file, digits[0][:32])
+    names = [node.name for node in calibrated.layers("cpu") if node.op_type == "Conv"]
+    onnx.save(quantizer.quantize(calibrated, "cpu", [names[position]]), tmp_path / "model.onnx")
+    assert count_operators(tmp_path / "model.onnx")["fused_integer_ops"] == 9
 
 
 def test_an_unknown_target_is_refused(float_file, digits, tmp_path):
