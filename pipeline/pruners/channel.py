@@ -28,6 +28,8 @@ from pipeline.surgery import widths
 
 _PROBES = 32
 """A latency is searched for in so many steps from no block gone to all: each probe is timed, and costs seconds."""
+_KERNEL_WIDTH = 8
+"""Channels that the narrowest of ONNX Runtime's fast float kernels take at once."""
 _log = logging.getLogger(__name__)
 
 
@@ -48,8 +50,9 @@ class Channel:
     and its smaller self take turns and the medians count. The search tries few sizes and each of them is exported, so it
     takes half a minute or more. The step records the milliseconds before and after, measured once more at the end.
 
-    A target in MACs or parameters says nothing of speed: widths that the kernels cannot fill cost as much as the next
-    multiple, so give round_to (8 for float32 on CPUs with AVX2, 16 with AVX-512) where speed is what counts.
+    A target in MACs or parameters promises no speed. ONNX Runtime's float kernels fill blocks of 8 channels (AVX2) or 16
+    (AVX-512), and a width between costs as much as the next block or more (measured by benchmarks/channel_widths.py). So
+    give round_to 8 or 16 where speed is what counts; other values are warned of.
 
     Args:
         keep_macs: share of the multiply-accumulates to keep, between 0 and 1.
@@ -122,6 +125,12 @@ class Channel:
         judged = judge(self.importance, spec, network, found, batches, self.seed)
         blocks = self._blocks(judged, ratios, widths(origin))
         measure = self._measure(spec, origin)
+        if self.round_to % _KERNEL_WIDTH:
+            _log.warning(
+                "channel: with pruner.round_to %d layers get widths that ONNX Runtime's float kernels cannot fill: the pruned "
+                "network may be no faster than before, or slower; set it to 8 or 16 where speed is what counts",
+                self.round_to,
+            )
 
         def kept(count: int) -> float:
             smaller = copy.deepcopy(network)
@@ -170,10 +179,12 @@ class Channel:
                 f"lower pruner.round_to ({self.round_to}) or raise pruner.max_ratio ({self.max_ratio}){ratios}"
             )
         if smallest > self.keep:
+            slow = self.target == "keep_latency"
+            rounding = "try another round_to (8 and 16 fill the kernels)" if slow else "lower round_to"
             raise ModelError(
                 f"pruner.{self.target} is {self.keep}, but the least that {spec.architecture} can keep with round_to "
                 f"{self.round_to} and max_ratio {self.max_ratio}{ratios} is {smallest:.4f}: raise {self.target} to at least "
-                f"{smallest:.4f}, lower round_to or raise max_ratio{' and layer_ratios' if ratios else ''}"
+                f"{smallest:.4f}, {rounding} or raise max_ratio{' and layer_ratios' if ratios else ''}"
             )
 
     def _measure(self, spec: ModelSpec, network: nn.Module) -> Callable[[nn.Module], tuple[float, float]]:

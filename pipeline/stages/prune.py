@@ -5,14 +5,14 @@ Leaves a checkpoint whose spec holds the pruning plan, `history.json` and `plots
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, macs
+from pipeline import checkpoint, components, macs, sensitivity
 from pipeline.checkpoint import ModelSpec
 from pipeline.config import Distributed, Prune
 from pipeline.data import load_manifest, open_split
@@ -47,7 +47,15 @@ def prune(
     validation = open_split(data, "validation")
     before = {"macs": macs.macs(network, spec.image_shape), "parameters": macs.parameters(network)}
     unpruned, _ = evaluate(network, spec, validation)
-    steps = [one for pruner in _pruners(config) for one in pruner.rounds(config.rounds)]
+    limits: dict[str, float] = {}
+    if config.tolerated_drop is not None:
+        _pruners(config, {})  # wrong settings come to light before the sweep
+        sweep = sensitivity.sweep(
+            network, spec, lambda one: evaluate(one, spec, validation)[0], what="validation accuracy"
+        )
+        sensitivity.write(out, sweep)
+        limits = sensitivity.layer_ratios(sweep, config.tolerated_drop)
+    steps = [one for pruner in _pruners(config, limits) for one in pruner.rounds(config.rounds)]
     images = _batches(spec, data, seed)
     pruned, recovered = unpruned, dict[str, float]()
     for place, pruner in enumerate(steps):
@@ -91,9 +99,18 @@ def zeros_share(network: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
-def _pruners(config: Prune) -> list[Pruner]:
-    """Return every pruner in order, all made before the first is called: wrong settings must not cost a training."""
-    return [component.build("pruners") for component in (config.pruner, *config.then)]
+def _pruners(config: Prune, limits: Mapping[str, float]) -> list[Pruner]:
+    """Return every pruner in order, all made before the first is called: wrong settings must not cost a training.
+
+    `limits` (layer -> largest share it may lose) hold for the first, beside those that its own settings name.
+    """
+    first = config.pruner.arguments
+    if limits:
+        first["layer_ratios"] = {**limits, **first.get("layer_ratios", {})}
+    return [
+        components.build("pruners", config.pruner.name, first),
+        *(component.build("pruners") for component in config.then),
+    ]
 
 
 def _batches(spec: ModelSpec, data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

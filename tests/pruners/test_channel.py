@@ -347,6 +347,18 @@ def test_latency_is_that_of_onnx_runtime(network):
     assert min(measure(network)) > 0.0
 
 
+def test_latency_out_of_reach_names_widths_that_are_fast(network, stopwatch):
+    with pytest.raises(ModelError, match=r"try another round_to \(8 and 16 fill the kernels\) or raise max_ratio"):
+        Channel(keep_latency=0.01)(SPEC, network, iter(()))
+
+
+@pytest.mark.parametrize(("round_to", "warned"), [(1, True), (4, True), (8, False)])
+def test_widths_that_bring_no_speed_are_warned_of(network, round_to, warned, caplog):
+    with caplog.at_level(logging.WARNING):
+        Channel(keep_macs=0.6, round_to=round_to)(SPEC, network, iter(()))
+    assert (f"with pruner.round_to {round_to} layers get widths that ONNX Runtime" in caplog.text) is warned
+
+
 @pytest.mark.parametrize("target", ["keep_macs", "keep_parameters", "keep_latency"])
 def test_rounds_near_the_target_in_even_steps(network, target, stopwatch):
     size = parameters if target == "keep_parameters" else lambda one: macs(one, SHAPE)

@@ -72,3 +72,24 @@ def test_the_images_that_a_pruner_looks_at_follow_from_the_seed(tiny_data, stude
     (one, labels), (again, _), (other, _) = (next(pruning._batches(spec, tiny_data, seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert one.shape == (64, 1, 8, 8) and one.dtype == torch.float32 and labels.dtype == torch.int64
+
+
+def test_pruners_follow_each_other_in_rounds_and_zeros_stay(tiny_data, student, tmp_path):
+    """Channels in two rounds, then half of the weights of what is left in two more, each recovered."""
+    update = {"then": (Component(name="unstructured", sparsity=0.5),), "rounds": 2}
+    out, metrics = run(CONFIG.model_copy(update=update), tiny_data, student, tmp_path)
+    spec, network = checkpoint.load(out)
+    assert [step.method for step in spec.pruning] == ["channel", "channel", "unstructured", "unstructured"]
+    assert metrics["macs_kept"] <= 0.5
+    assert metrics["zeros_share"] == pruning.zeros_share(network) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_sweep_limits_what_each_layer_loses(tiny_data, student, tmp_path):
+    config = CONFIG.model_copy(
+        update={"tolerated_drop": 1.0, "pruner": Component(name="channel", keep_macs=0.7, layer_ratios={"stem.0": 0.0})}
+    )
+    out, _ = run(config, tiny_data, student, tmp_path)
+    assert (out / "sensitivity.json").exists() and (out / "plots" / "sensitivity.png").exists()
+    (step,) = checkpoint.load_spec(out).pruning
+    assert step.arguments["layer_ratios"]["stem.0"] == 0.0 and len(step.arguments["layer_ratios"]) > 1
+    assert "stem.0" not in step.removed
