@@ -151,7 +151,7 @@ class Prune(Section):
         None,
         ge=0.0,
         le=1.0,
-        description="Validation accuracy that a layer alone may cost before recovery: a sweep over all layers then limits what the channel pruner takes of each; empty is no sweep.",
+        description="Validation accuracy that a layer alone may cost before recovery: a sweep over all layers then limits what prune.pruner, which must be channel, takes of each; empty is no sweep.",
     )
     round_epochs: PositiveInt = Field(1, description="Epochs of recovery after every step but the last.")
     loss: Component = Field(
@@ -180,7 +180,7 @@ class Quantize(Section):
         Component(name="kd", temperature=4.0, alpha=0.9), description="The loss of quantization-aware training."
     )
     fit: Finetune = Field(
-        Finetune(lr=0.01, schedule="cosine", amp="off"),
+        Finetune(lr=0.001, schedule="cosine", amp="off"),
         description="Quantization-aware training; what it makes is kept only if it is better than without.",
     )
 
@@ -317,6 +317,11 @@ class Settings(Section):
             problems.append(
                 "build_tensorrt.candidates names int8_tensorrt, but quantize.targets has no 'tensorrt': "
                 "add it there or drop the candidate"
+            )
+        if self.prune.tolerated_drop is not None and self.prune.pruner.name != "channel":
+            problems.append(
+                f"prune.tolerated_drop is {self.prune.tolerated_drop}, which limits the pruner 'channel', but "
+                f"prune.pruner.name is {self.prune.pruner.name!r}: take tolerated_drop out or put that pruner into prune.then"
             )
         for name, kind, component in self.components():
             try:
