@@ -17,6 +17,9 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
+# A dozen processes import the same packages: without bytecode each would compile them again, at every start.
+export PYTHONDONTWRITEBYTECODE :=
+
 .NOTPARALLEL:
 .PHONY: help setup demo test unit integration lint browser lock up down clean
 
@@ -25,14 +28,13 @@ help: ## Show this list.
 
 setup: $(READY) ## Make .venv from requirements.lock; quick when nothing has changed.
 
-# Bytecode is compiled here, once: the stack starts a dozen processes side by side, and each would do it again.
 $(READY): requirements.lock pyproject.toml
 	@[[ -n "$(PYTHON)" ]] || { echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or name it: make setup PYTHON=/path/to/python3"; exit 2; }
 	@[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV) || { \
 		rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)."; exit 2; }
 	@$(BIN)/python -c '$(RIGHT_PYTHON)' || { echo "$(VENV) has another Python than 3.11 to 3.13: remove it and try again."; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

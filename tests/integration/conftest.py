@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from rich.console import Console
 
-from pipeline import stack
+from pipeline import demo, evidence, places, stack
 from pipeline.config import ROOT
 
-EPOCHS = 4
-"""Epochs of every run on digits here: the same settings, so that a later test reuses what an earlier one has made."""
+EPOCHS = 16
+"""Epochs of the teacher in every run here: the same settings, so that all runs but the first reuse what that one made."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run of the DAG on digits that is over."""
+
+    code: int
+    said: str
+    found: dict[str, Any]
+    """What `evidence.gather` knows of it."""
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +65,41 @@ def running_stack(home: Path) -> Iterator[None]:
         stack.down(say=lambda line: None)
     left = [process.info for process in psutil.process_iter(["pid", "cmdline"]) if _belongs_to(process, home)]
     assert left == []
+
+
+@pytest.fixture(scope="session")
+def killed_once(running_stack: None) -> Ended:
+    """The first run: one of the teacher's two training processes was killed with SIGKILL after its first checkpoint."""
+    ended: list[Ended] = []
+    thread = threading.Thread(target=lambda: ended.append(run_dag()))
+    thread.start()
+    deadline = time.monotonic() + 240
+    while not list(places.home().glob("work/*/scratch/**/snapshot*.safetensors")):
+        assert time.monotonic() < deadline and thread.is_alive(), "no checkpoint was written"
+        time.sleep(0.1)
+    os.kill(trainers()[0].pid, signal.SIGKILL)
+    thread.join()
+    return ended[0]
+
+
+def run_dag() -> Ended:
+    """Run the DAG on digits as the demo does."""
+    said = io.StringIO()
+    code = demo.run("digits", {"train.fit.epochs": EPOCHS}, console=Console(file=said, width=200))
+    return Ended(code, said.getvalue(), evidence.gather("latest"))
+
+
+def trainers() -> list[psutil.Process]:
+    """The processes that train for our stack."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "pipeline.distributed.worker" in (process.info["cmdline"] or []):
+            try:
+                ours = process.environ().get("FLYWEIGHT_HOME") == str(places.home())
+            except psutil.Error:
+                continue
+            found += [process] if ours else []
+    return found
 
 
 @pytest.fixture(scope="session")

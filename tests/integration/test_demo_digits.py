@@ -1,4 +1,4 @@
-"""`flyweight demo` as a person runs it, with real servers, on digits: the table, then a second run that reuses everything."""
+"""`flyweight demo` as a person runs it, with real servers, on digits: what was made before is reused, then the table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EPOCHS
+from conftest import EPOCHS, Ended
 
 from pipeline import demo, evidence, places
 from pipeline.graph import STAGES
@@ -19,21 +19,18 @@ def _demo() -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_demo_ends_with_the_table_and_a_second_one_reuses_every_stage(running_stack: None) -> None:
-    first = _demo()
-    assert first.returncode == 0, first.stdout + first.stderr
+def test_a_second_demo_reuses_every_stage_and_ends_with_the_table(killed_once: Ended) -> None:
+    again = _demo()
+    assert again.returncode == 0, again.stdout + again.stderr
     for words in ("teacher", "float proxy", "pruned", "int8", "test accuracy", "MACs", "at once", "PROMOTE"):
-        assert words in first.stdout
+        assert words in again.stdout
     for address in (places.airflow(), places.mlflow(), places.triton_grpc(), "passwords.json", "make down"):
-        assert address in first.stdout
-
-    second = _demo()
-    assert second.returncode == 0, second.stdout + second.stderr
+        assert address in again.stdout
     stages = {stage["stage"]: stage for stage in evidence.gather("latest")["stages"]}
     for name, stage in STAGES.items():
         assert stages[name]["status"] == ("reused" if stage.reusable else "finished")
         if stage.reusable:
-            assert f"{name} reused: run {stages[name]['run_id']} of " in second.stdout
+            assert f"{name} reused: run {stages[name]['run_id']} of " in again.stdout
 
 
 def test_a_setting_that_only_the_form_lets_through_ends_with_its_near_miss(

@@ -4,7 +4,7 @@ from torch import nn
 
 from pipeline import components
 from pipeline.errors import SettingsError
-from pipeline.macs import parameters
+from pipeline.macs import macs, parameters
 from pipeline.models.resnet import ResNet
 
 
@@ -27,13 +27,20 @@ def test_parameters_against_a_count_by_hand(width, blocks):
     assert parameters(ResNet(1, 10, width=width, blocks=blocks)) == expected + 10 * before + 10
 
 
-def test_each_group_after_the_first_halves_the_image():
-    network = ResNet(1, 10, width=4, blocks=[1, 2, 1])
+@pytest.mark.parametrize(("stride", "edge"), [(1, 28), (2, 14)])
+def test_each_group_after_the_first_halves_the_image(stride, edge):
+    network = ResNet(1, 10, width=4, blocks=[1, 2, 1], stem_stride=stride)
     sizes = []
     for block in network.blocks:
         block.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
     network(torch.zeros(2, 1, 28, 28))
-    assert sizes == [(4, 28, 28), (8, 14, 14), (8, 14, 14), (16, 7, 7)]
+    half, quarter = (edge + 1) // 2, (edge + 3) // 4
+    assert sizes == [(4, edge, edge), (8, half, half), (8, half, half), (16, quarter, quarter)]
+
+
+def test_a_stem_of_stride_2_needs_a_quarter_of_the_work():
+    whole, half = (macs(ResNet(1, 10, width=8, blocks=[1], stem_stride=stride), (1, 28, 28)) for stride in (1, 2))
+    assert half == pytest.approx(whole / 4, rel=1e-3)
 
 
 def test_every_convolution_has_a_batch_norm_of_its_own():
