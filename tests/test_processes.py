@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from process_state import has_ended
 
 from pipeline import processes
 
@@ -108,7 +109,7 @@ def test_strays_of_a_killed_supervisor_are_found(home: Path) -> None:
     _wait(lambda: processes.running("parent") is None)
 
     assert f"killed a stray of an earlier start (pid {stray})" in processes.stop_strays()
-    assert not psutil.pid_exists(stray) or psutil.Process(stray).status() == psutil.STATUS_ZOMBIE
+    assert has_ended(stray)
 
 
 def test_a_new_start_keeps_the_log_of_the_one_before(home: Path) -> None:

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from process_state import has_ended
 
 from pipeline import supervise
 
@@ -39,10 +39,6 @@ def wait_until(done) -> None:
         time.sleep(0.02)
 
 
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 @pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -15 $$", 143)])
 def test_the_exit_code_is_the_one_a_shell_gives(command, code):
     supervisor = start("sh", "-c", command)
@@ -52,14 +48,14 @@ def test_the_exit_code_is_the_one_a_shell_gives(command, code):
 def test_what_the_command_leaves_behind_is_ended(tmp_path):
     supervisor, (_, child) = family(tmp_path, "sys.exit(0)")
     assert supervisor.wait(30) == 0
-    assert gone(child)
+    assert has_ended(child)
 
 
 def test_killing_the_command_ends_its_children(tmp_path):
     supervisor, (parent, child) = family(tmp_path, "time.sleep(600)")
     os.kill(parent, signal.SIGKILL)
     assert supervisor.wait(30) == 128 + signal.SIGKILL
-    assert gone(child)
+    assert has_ended(child)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -67,22 +63,22 @@ def test_a_signal_ends_everything(tmp_path, number):
     supervisor, pids = family(tmp_path, "time.sleep(600)")
     supervisor.send_signal(number)
     assert supervisor.wait(30) == 128 + signal.SIGTERM
-    assert all(map(gone, pids))
+    assert all(map(has_ended, pids))
 
 
 def test_a_closed_standard_input_ends_everything(tmp_path):
     supervisor, pids = family(tmp_path, "time.sleep(600)")
     supervisor.stdin.close()
     assert supervisor.wait(30) == 128 + signal.SIGTERM
-    assert all(map(gone, pids))
+    assert all(map(has_ended, pids))
 
 
 def test_killing_the_supervisor_ends_the_command(tmp_path):
     supervisor, (parent, child) = family(tmp_path, "time.sleep(600)")
     supervisor.kill()
     supervisor.wait(30)
-    wait_until(lambda: gone(parent))
-    assert gone(parent)
+    wait_until(lambda: has_ended(parent))
+    assert has_ended(parent)
     os.kill(child, signal.SIGKILL)  # nobody is left to do it: see the module's promise, which is about its caller
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from process_state import has_ended
 
 from pipeline import airflow_settings, stack
 from pipeline.airflow_client import AirflowClient
@@ -89,10 +90,6 @@ def hanging(home, run: Run) -> list[int]:
     return pids
 
 
-def running(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
 def test_a_run_is_a_success_although_build_tensorrt_was_skipped(airflow):
     home, client = airflow
     state, tasks = Run(client, "skips", build_tensorrt="skip").ended()
@@ -139,7 +136,7 @@ def test_a_stage_killed_from_outside_is_tried_again_and_the_run_ends_well(airflo
     state, _ = run.ended()
     assert state == "success"
     assert run.task("train")["try_number"] == 2
-    assert not running(child)
+    assert has_ended(child)
 
 
 @pytest.mark.parametrize("how", ["marked as failed", "the task's process killed"])
@@ -158,5 +155,5 @@ def test_no_process_is_left_of_a_task_that_airflow_ends(airflow, how):
         expected = "success"  # tried again
     state, _ = run.ended()
     assert state == expected
-    wait(lambda: not any(map(running, pids)), seconds=20)
-    assert not any(map(running, pids))
+    wait(lambda: all(map(has_ended, pids)), seconds=20)
+    assert all(map(has_ended, pids))

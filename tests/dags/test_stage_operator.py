@@ -6,10 +6,10 @@ import signal
 import sys
 import time
 
-import psutil
 import pytest
 import structlog.testing
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from process_state import has_ended
 from stage_operator import MlflowRunLink, error_text
 
 from pipeline.form import DEFAULT_RECIPE
@@ -29,7 +29,7 @@ def wait_for(path):
 
 def gone(pid):
     end = time.monotonic() + 30
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+    while not has_ended(pid):
         if time.monotonic() > end:
             return False
         time.sleep(0.02)
