@@ -48,26 +48,42 @@ class Loop:
         """Answer each answer with the next request for `seconds`; return how long it really took."""
         begin = time.perf_counter()
         while (now := time.perf_counter()) < begin + seconds:
-            ready = self._selector.select(self._timeout)
-            if not ready:
-                raise TimeoutError(f"no answer within {self._timeout:g} s")
-            for key, _ in ready:
-                connection: Any = key.fileobj
-                ended = connection.receive()
-                now = time.perf_counter()
-                for stream, status in ended:
-                    started = self._started.pop((key.fd, stream))
-                    if status == 0:
-                        self.latencies.append(now - started)
-                    else:
-                        self.failures[STATUS[status] if status < len(STATUS) else str(status)] += 1
-                self._send(connection, len(ended))
+            for connection, answers in self._receive():
+                self._send(connection, answers)
         return now - begin
+
+    def drain(self) -> None:
+        """Wait until nothing is in flight.
+
+        Triton up to 24.12 can crash when a client goes away at the moment its request is answered
+        (https://github.com/triton-inference-server/server/issues/8034).
+        """
+        while self._started:
+            self._receive()
 
     def forget(self) -> None:
         """Start counting anew."""
         self.latencies.clear()
         self.failures.clear()
+
+    def _receive(self) -> list[tuple[Connection, int]]:
+        """Wait for answers and count them; return each connection that had some, and how many."""
+        ready = self._selector.select(self._timeout)
+        if not ready:
+            raise TimeoutError(f"no answer within {self._timeout:g} s")
+        found = []
+        for key, _ in ready:
+            connection: Any = key.fileobj
+            ended = connection.receive()
+            now = time.perf_counter()
+            for stream, status in ended:
+                started = self._started.pop((key.fd, stream))
+                if status == 0:
+                    self.latencies.append(now - started)
+                else:
+                    self.failures[STATUS[status] if status < len(STATUS) else str(status)] += 1
+            found.append((connection, len(ended)))
+        return found
 
     def _send(self, connection: Connection, count: int) -> None:
         for _ in range(count):
@@ -89,7 +105,9 @@ def main(plan_file: Path) -> None:
     seconds = loop.run(plan["seconds"])
     busy = time.process_time() - busy
     result = {"seconds": seconds, "client_cpu": busy / seconds, "latencies": loop.latencies, "failures": loop.failures}
-    sys.stdout.write(json.dumps(result))
+    said = json.dumps(result)  # before what is still under way is counted too
+    loop.drain()
+    sys.stdout.write(said)
 
 
 if __name__ == "__main__":
