@@ -16,6 +16,11 @@ def home() -> Path:
     return Path(os.environ.get("FLYWEIGHT_HOME", ROOT / ".flyweight")).resolve()
 
 
+def cache() -> Path:
+    """What can be made or fetched again: it may be deleted while nothing runs. ``FLYWEIGHT_CACHE``."""
+    return Path(os.environ.get("FLYWEIGHT_CACHE", home() / "cache")).resolve()
+
+
 def data(dataset: str) -> Path:
     """The directory that DVC prepares for `dataset`: shards and manifest.json. ``FLYWEIGHT_DATA`` is its parent."""
     return Path(os.environ.get("FLYWEIGHT_DATA", ROOT / "data")).resolve() / dataset

@@ -450,7 +450,7 @@ def _download(run_id: str) -> Path:
     """Return a directory with the artifacts of a FINISHED run; fetched once, since they never change."""
     from mlflow.artifacts import download_artifacts
 
-    cached = places.home() / "cache" / run_id
+    cached = places.cache() / run_id
     if not cached.is_dir():
         cached.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=cached.parent))

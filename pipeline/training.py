@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import augment, checkpoint, fake_quant, progress, snapshot
+from pipeline import answers, augment, checkpoint, fake_quant, progress, snapshot
 from pipeline.checkpoint import ModelSpec
 from pipeline.config import Component, Fit
 from pipeline.data import Split, open_split
@@ -37,7 +37,7 @@ HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
 _EVALUATION_BATCH = 500
 _CHECK_STEPS = 10
-_REMEMBERED_BYTES = 1 << 28
+_REMEMBERED_BYTES = 1 << 28  # of the teacher's answers; a data set with more of them asks anew in each step
 _REPORT_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
@@ -289,11 +289,17 @@ class _Training:
     def ask_teacher(self) -> None:
         """Where every epoch shows the same views, have the teacher answer each of them once, and remember that.
 
-        Each process asks about its share of the images; afterwards all know all of the answers.
+        Each process asks about its share of the images; afterwards all know all of the answers, and so does the next
+        training with this teacher.
         """
         fit, images, classes = self.fit, len(self.train), len(self.job.spec.labels)
         changing = fit.crop_padding or fit.horizontal_flip or fit.random_erasing
-        if self.teacher is None or changing or 4 * images * classes > _REMEMBERED_BYTES:
+        if self.job.teacher is None or changing or 4 * images * classes > _REMEMBERED_BYTES:
+            return
+        file = answers.file(self.job.teacher, self.job.data, f"{self.device.type} {'bf16' if self.bf16 else 'float32'}")
+        known = ranks.total(torch.tensor(float(file.exists()), device=self.device))
+        if known == ranks.world():  # one that does not see the file must not be left alone with asking
+            self.taught = answers.load(file).to(self.device)
             return
         taught = torch.zeros(images, classes, device=self.device)
         starts = range(ranks.rank() * _EVALUATION_BATCH, images, ranks.world() * _EVALUATION_BATCH)
@@ -304,6 +310,8 @@ class _Training:
             if ranks.is_main():
                 progress.report(f"{self.job.what}: the teacher's answers", done=place + 1, total=len(starts))
         self.taught = ranks.total(taught)
+        if ranks.is_main():
+            answers.save(file, self.taught)
 
     def _judge(self, train_loss: float, seconds: float) -> None:
         """Evaluate what would be kept, and keep it if it is the best so far."""
