@@ -28,10 +28,23 @@ class _Frozen(BaseModel):
 
 
 class TensorSpec(_Frozen):
-    """One named tensor that a client sends or gets; `shape` leaves out the batch axis."""
+    """One named tensor that a client sends or gets; `shape` leaves out the batch axis, and -1 in it is any length."""
 
     name: str
-    dtype: Literal["uint8", "int8", "int32", "int64", "float16", "float32"]
+    dtype: Literal[
+        "bool",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "float16",
+        "float32",
+        "float64",
+    ]
     shape: tuple[int, ...]
 
 
@@ -66,6 +79,8 @@ class ModelSpec(_Frozen):
     arguments: dict[str, Any] = Field(default_factory=dict)
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    batched: bool = True
+    """Whether every input and output has a batch axis in front."""
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     pruning: tuple[PruningStep, ...] = ()

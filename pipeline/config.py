@@ -216,14 +216,55 @@ class Serving(Section):
     model: str = Field(
         "proxy", pattern=r"^[a-z][a-z0-9_]{0,63}$", description="Model name in Triton and in the MLflow registry."
     )
+    backend: Literal["python", "onnxruntime", "tensorrt"] = Field(
+        "python",
+        description="python is Flyweight's model.py around ONNX Runtime, for every Triton; the others are Triton's own.",
+    )
     max_batch_size: PositiveInt = Field(64, description="Most requests that Triton puts together.")
-    instances: PositiveInt = Field(2, description="Copies of the model that answer side by side.")
+    instances: PositiveInt = Field(2, description="Copies of the model that answer side by side, on each GPU if any.")
+    gpus: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), description="GPUs that hold the copies, by number; none is the CPU. For the native backends."
+    )
     threads: PositiveInt = Field(
         1, description="Threads of each copy; instances x threads should not exceed the cores."
     )
     queue_delay_us: int = Field(
         0, ge=0, description="Longest that a request waits for others to fill its batch, in microseconds."
     )
+    max_queue_size: int = Field(
+        0, ge=0, description="Most requests that may wait; one more is refused at once. 0 is no limit."
+    )
+    queue_timeout_ms: float = Field(
+        0.0, ge=0.0, description="Longest that a request may wait before it is refused, in milliseconds. 0 is no limit."
+    )
+    priority_levels: int = Field(
+        0,
+        ge=0,
+        description="Levels of priority that a request may name, 1 first; 0 is none. Ask without one is the last.",
+    )
+    warmup: bool = Field(True, description="Answer made-up requests before the model counts as ready.")
+    response_cache: bool = Field(
+        False, description="Answer a request that was seen before from memory. Triton compares 64-bit hashes alone."
+    )
+    units: int = Field(
+        0,
+        ge=0,
+        description="What a copy takes of FLYWEIGHT_TRITON_UNITS while it answers (Triton's rate limiter); 0 takes nothing.",
+    )
+
+    def contradictions(self) -> list[str]:
+        """Return what in this section contradicts itself, each with its cure."""
+        found = []
+        if self.gpus and self.backend == "python":
+            found.append(
+                f"serving.gpus is {list(self.gpus)}, but serving.backend 'python' answers on the CPU: "
+                f"take 'onnxruntime' or 'tensorrt', or no GPUs"
+            )
+        if self.backend == "tensorrt" and not self.gpus:
+            found.append("serving.backend is 'tensorrt' and serving.gpus is empty: name the GPUs, for example [0]")
+        if self.response_cache and self.backend != "python" and self.gpus:
+            found.append("serving.response_cache is true, but Triton caches answers from the CPU alone: turn it off")
+        return found
 
 
 class Evaluate(Section):
@@ -271,6 +312,40 @@ class Promote(Section):
         60.0, gt=0.0, description="Longest that Triton may take to load a candidate, in seconds."
     )
     golden_images: PositiveInt = Field(32, description="Validation images whose answers the served model must repeat.")
+    preflight_timeout_s: float = Field(
+        60.0,
+        gt=0.0,
+        description="Longest that a candidate may take to load and answer outside Triton, in a process of its own.",
+    )
+    probes: PositiveInt = Field(
+        100,
+        description="Requests of one row each that compare a candidate with the served version before it goes live.",
+    )
+    max_p99_ms: float | None = Field(
+        None, gt=0.0, description="Longest p99 of such requests, in milliseconds; empty is no limit of its own."
+    )
+    max_p99_ratio: float = Field(
+        10.0,
+        gt=0.0,
+        description="Times the p99 of the version before, at most; what stays below 20 ms is never too slow by this.",
+    )
+    max_error_rate: Fraction = Field(
+        0.01, description="Largest share of requests that the new version may fail while it is observed."
+    )
+    max_drift: Fraction = Field(
+        0.2,
+        description="Largest share of the golden inputs' predictions that may move to other classes against the version before (total variation distance).",
+    )
+    observe_s: float = Field(
+        5.0, ge=0.0, description="How long a version that went live is observed before it becomes champion, in seconds."
+    )
+    observe_requests: PositiveInt | None = Field(
+        None, description="Observation ends earlier once so many requests were answered; empty is by time alone."
+    )
+    approval: bool = Field(
+        False,
+        description="Whether a person must approve in Airflow, with the evidence in view, before anything goes live.",
+    )
 
 
 class VerifyServed(Section):
@@ -323,6 +398,7 @@ class Settings(Section):
                 f"prune.tolerated_drop is {self.prune.tolerated_drop}, which limits the pruner 'channel', but "
                 f"prune.pruner.name is {self.prune.pruner.name!r}: take tolerated_drop out or put that pruner into prune.then"
             )
+        problems += self.serving.contradictions()
         for name, kind, component in self.components():
             try:
                 components.check_name(kind, component.name)

@@ -50,6 +50,7 @@ class TritonPythonModel:
         self.sha256 = np.frombuffer(digest.digest(), np.uint8)
         threads = int(config["parameters"]["threads"]["string_value"])
         self.session = onnxruntime.InferenceSession(data, _options(threads), providers=["CPUExecutionProvider"])
+        self.batched = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"] if tensor["name"] != ATTESTED]
         gc.collect()
@@ -57,14 +58,20 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a formed batch, each with a response or an error of its own."""
+        return self._together(requests) if self.batched else [self._alone(request) for request in requests]
+
+    def _together(self, requests: list[Any]) -> list[Any]:
+        """Answer a batch with one run. Where that fails its halves are tried, so that only the culprit gets the error."""
         try:
             feeds = self._feeds(requests)
             batch = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in feeds]
             answers = self.session.run(self.outputs, dict(zip(self.inputs, batch, strict=True)))
+            self._check_rows(answers, len(batch[0]))
         except Exception as error:  # the backend must answer every request, whatever ONNX Runtime raises
             if len(requests) > 1:
-                return [response for request in requests for response in self.execute([request])]
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))]
+                middle = len(requests) // 2
+                return self._together(requests[:middle]) + self._together(requests[middle:])
+            return [_failure(error)]
         responses, start = [], 0
         for request, part in zip(requests, feeds[0], strict=True):
             stop = start + len(part)
@@ -75,12 +82,36 @@ class TritonPythonModel:
             start = stop
         return responses
 
+    def _alone(self, request: Any) -> Any:
+        """Answer one request of a model without a batch axis."""
+        try:
+            feed = {name: part for name, (part,) in zip(self.inputs, self._feeds([request]), strict=True)}
+            answers = self.session.run(self.outputs, feed)
+        except Exception as error:  # as above
+            return _failure(error)
+        tensors = [_give(name, np.asarray(whole)) for name, whole in zip(self.outputs, answers, strict=True)]
+        if ATTEST in request.parameters():
+            tensors.append(_give(ATTESTED, self.sha256.reshape(1, -1).copy()))
+        return pb_utils.InferenceResponse(tensors)
+
     def _feeds(self, requests: list[Any]) -> list[list[NDArray]]:
         """Return, for each input, the arrays of all requests; views of shared memory, not copies."""
         if len(self.inputs) == 1:  # no name to look for: 2 microseconds a request less
             return [[_take(request.inputs()[0]) for request in requests]]
         named = [{tensor.name(): _take(tensor) for tensor in request.inputs()} for request in requests]
         return [[tensors[name] for tensors in named] for name in self.inputs]
+
+    def _check_rows(self, answers: list[NDArray], rows: int) -> None:
+        """Raise `ValueError` unless every output has a row for each row that was asked: else neighbours would be mixed up."""
+        for name, whole in zip(self.outputs, answers, strict=True):
+            if len(whole) != rows:
+                raise ValueError(
+                    f"output {name!r} has {len(whole)} rows for a batch of {rows}: its first axis is no batch"
+                )
+
+
+def _failure(error: Exception) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
 
 
 class _Capsule:

@@ -17,6 +17,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from pipeline.candidates import load_engine
 from pipeline.checkpoint import ModelSpec, TensorSpec, sha256
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
@@ -27,19 +28,29 @@ CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
 ATTEST, ATTESTED = "attest", "model_sha256"
 """The request parameter that asks for the served bytes' hash, and the output that holds it; model.py has the same."""
 
 _MODEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _LARGEST_VERSION = 2**31 - 1
-_TYPES = {
+TYPES = {
+    "bool": "TYPE_BOOL",
     "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+    "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64",
     "int8": "TYPE_INT8",
+    "int16": "TYPE_INT16",
     "int32": "TYPE_INT32",
     "int64": "TYPE_INT64",
     "float16": "TYPE_FP16",
     "float32": "TYPE_FP32",
+    "float64": "TYPE_FP64",
 }
+"""`TensorSpec.dtype` -> Triton's name of it."""
+RESOURCE = "flyweight"
+"""What the rate limiter calls the units of `serving.units`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,8 @@ class Artifact:
     sha256: str
     candidate: str
     """Which of the pipeline's candidates it is."""
+    plan: Path | None = None
+    """The TensorRT engine that was built from `onnx`, with engine.json beside it: what the backend 'tensorrt' serves."""
 
 
 def check_name(model: str) -> None:
@@ -74,27 +87,33 @@ def config_pbtxt(spec: ModelSpec, serving: Serving, versions: Sequence[int]) -> 
     """Return the text of a model's `config.pbtxt` that serves exactly `versions`.
 
     It has no ``name``, so that a tried candidate can be renamed to the model. Warm-up requests of one image and of a full
-    batch are answered before the model counts as ready, so that no client waits for first allocations.
+    batch are answered before the model counts as ready, so that no client waits for first allocations. What a request
+    gets to know of the served bytes (`ATTESTED`) only our own model.py can say, so the native backends lack that output.
     """
     lines = [
-        'backend: "python"',
-        f"max_batch_size: {serving.max_batch_size}",
+        f'backend: "{serving.backend}"',
+        f"max_batch_size: {serving.max_batch_size if spec.batched else 0}",
         *(_tensor("input", tensor) for tensor in spec.inputs),
-        *(_tensor("output", tensor, labels=index == 0) for index, tensor in enumerate(spec.outputs)),
-        f'output {{ name: "{ATTESTED}" data_type: TYPE_UINT8 dims: [ 32 ] }}',
-        f"instance_group {{ count: {serving.instances} kind: KIND_CPU }}",
-        # No queue policy: with one, Triton's batcher misses wake-ups and requests wait 500 ms (docs/decisions/triton-queue.md).
-        f"dynamic_batching {{ max_queue_delay_microseconds: {serving.queue_delay_us} }}",
-        f'parameters {{ key: "threads" value {{ string_value: "{serving.threads}" }} }}',
-        *(_warmup(spec, size) for size in sorted({1, serving.max_batch_size})),
+        *(_tensor("output", tensor, labels=index == 0 and spec.labels) for index, tensor in enumerate(spec.outputs)),
+        *([_attested(spec)] if attests(serving) else []),
+        _instance_group(serving),
+        *([_dynamic_batching(serving)] if spec.batched else []),
+        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in _threads(serving)),
+        *(["response_cache { enable: true }"] if serving.response_cache else []),
+        *(_warmup(spec, size) for size in _warmup_sizes(spec, serving)),
         f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",
     ]
     return "\n".join(lines) + "\n"
 
 
+def attests(serving: Serving) -> bool:
+    """Return whether the running model can say which bytes it was made from."""
+    return serving.backend == "python"
+
+
 def labels_text(spec: ModelSpec) -> str:
-    """Return the content of the label file: one class a line, in the order of the outputs."""
-    return "\n".join(spec.labels) + "\n"
+    """Return the content of the label file: one class a line, in the order of the first output; empty without labels."""
+    return "".join(f"{label}\n" for label in spec.labels)
 
 
 def read_config(path: Path) -> Any:
@@ -123,18 +142,16 @@ def write_version(directory: Path, artifact: Artifact, serving: Serving, version
     The copy is hashed, not the original: what Triton will read is what was promised.
     """
     directory.mkdir(parents=True)
-    shutil.copyfile(artifact.onnx, directory / MODEL_FILE)
-    copied = sha256(directory / MODEL_FILE)
-    if copied != artifact.sha256:
-        raise PromotionError(
-            f"{artifact.onnx} has SHA-256 {copied}, but candidate {artifact.candidate!r} was recorded with "
-            f"{artifact.sha256}: the file changed after it was exported. Run `flyweight export_onnx` again"
-        )
-    shutil.copyfile(BACKEND, directory / BACKEND.name)
-    # The Python backend writes its cache beside model.py, which Triton takes for a new version of the model; a file in
-    # the cache's place keeps it away.
-    (directory / "__pycache__").touch()
     manifest = {"sha256": artifact.sha256, "candidate": artifact.candidate, "version": version}
+    if serving.backend == "tensorrt":
+        manifest["plan_sha256"] = _copy_plan(artifact, directory / PLAN_FILE)
+    else:
+        _copy(artifact.onnx, directory / MODEL_FILE, artifact.sha256, artifact.candidate)
+    if serving.backend == "python":
+        shutil.copyfile(BACKEND, directory / BACKEND.name)
+        # The Python backend writes its cache beside model.py, which Triton takes for a new version of the model; a file
+        # in the cache's place keeps it away.
+        (directory / "__pycache__").touch()
     (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     (directory / CONFIG_FILE).write_text(config_pbtxt(artifact.spec, serving, [version]), encoding="utf-8")
     (directory / LABELS_FILE).write_text(labels_text(artifact.spec), encoding="utf-8")
@@ -151,7 +168,7 @@ def write_model(directory: Path, artifact: Artifact, serving: Serving, version: 
 
 
 def manifest_sha256(version_directory: Path) -> str:
-    """Return the SHA-256 that a version's model.onnx must have."""
+    """Return the SHA-256 of the ONNX file that a version serves, or that its engine was built from."""
     manifest = json.loads((version_directory / MANIFEST_FILE).read_text(encoding="utf-8"))
     return str(manifest["sha256"])
 
@@ -183,16 +200,90 @@ def sync(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def _tensor(kind: str, tensor: TensorSpec, *, labels: bool = False) -> str:
-    dims = ", ".join(map(str, tensor.shape))
+def _copy(source: Path, target: Path, promised: str, candidate: str) -> None:
+    shutil.copyfile(source, target)
+    copied = sha256(target)
+    if copied != promised:
+        raise PromotionError(
+            f"{source} has SHA-256 {copied}, but candidate {candidate!r} was recorded with {promised}: the file changed "
+            f"after it was exported. Run `flyweight export_onnx` again"
+        )
+
+
+def _copy_plan(artifact: Artifact, target: Path) -> str:
+    """Copy the engine of `artifact`, which is the one that engine.json beside it describes, and return its SHA-256."""
+    if artifact.plan is None:
+        raise PromotionError(
+            f"serving.backend is 'tensorrt', but candidate {artifact.candidate!r} has no engine: name it in "
+            f"build_tensorrt.candidates and run `flyweight build_tensorrt` on a machine with the server's GPU"
+        )
+    promised = load_engine(artifact.plan).sha256
+    _copy(artifact.plan, target, promised, artifact.candidate)
+    return promised
+
+
+def _tensor(kind: str, tensor: TensorSpec, *, labels: object = False) -> str:
+    dims = ", ".join(map(str, tensor.shape or (1,)))
+    # Triton knows no tensor without axes: clients see one of length 1.
+    reshape = "" if tensor.shape else " reshape { shape: [ ] }"
     label = f' label_filename: "{LABELS_FILE}"' if labels else ""
-    return f"{kind} {{ name: {json.dumps(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]{label} }}"
+    return f"{kind} {{ name: {json.dumps(tensor.name)} data_type: {TYPES[tensor.dtype]} dims: [ {dims} ]{reshape}{label} }}"
+
+
+def _attested(spec: ModelSpec) -> str:
+    """The output that holds the hash: a row for each row of a batch, or one row."""
+    return f'output {{ name: "{ATTESTED}" data_type: TYPE_UINT8 dims: [ {"32" if spec.batched else "1, 32"} ] }}'
+
+
+def _instance_group(serving: Serving) -> str:
+    where = f"KIND_GPU gpus: [ {', '.join(map(str, serving.gpus))} ]" if serving.gpus else "KIND_CPU"
+    resource = f'resources {{ name: "{RESOURCE}" global: true count: {serving.units} }}'
+    limiter = f" rate_limiter {{ {resource} }}" if serving.units else ""
+    return f"instance_group {{ count: {serving.instances} kind: {where}{limiter} }}"
+
+
+def _dynamic_batching(serving: Serving) -> str:
+    levels = serving.priority_levels
+    parts = [
+        f"max_queue_delay_microseconds: {serving.queue_delay_us}",
+        *([f"priority_levels: {levels} default_priority_level: {levels}"] if levels else []),
+        *([f"default_queue_policy {{ {policy} }}"] if (policy := _queue_policy(serving)) else []),
+    ]
+    return f"dynamic_batching {{ {' '.join(parts)} }}"
+
+
+def _queue_policy(serving: Serving) -> str:
+    """The limits of the queue, or nothing without any: a policy alone changes how Triton 2.51 wakes its batcher."""
+    timeout = round(serving.queue_timeout_ms * 1000)
+    parts = [
+        *(
+            [f"timeout_action: REJECT default_timeout_microseconds: {timeout} allow_timeout_override: true"]
+            * bool(timeout)
+        ),
+        *([f"max_queue_size: {serving.max_queue_size}"] if serving.max_queue_size else []),
+    ]
+    return " ".join(parts)
+
+
+def _threads(serving: Serving) -> list[tuple[str, int]]:
+    """The parameters that hold a copy to its threads, as its backend calls them."""
+    if serving.backend == "python":
+        return [("threads", serving.threads)]
+    if serving.backend == "onnxruntime":
+        return [("intra_op_thread_count", serving.threads), ("inter_op_thread_count", 1)]
+    return []
+
+
+def _warmup_sizes(spec: ModelSpec, serving: Serving) -> list[int]:
+    if not serving.warmup:
+        return []
+    return sorted({1, serving.max_batch_size}) if spec.batched else [1]
 
 
 def _warmup(spec: ModelSpec, size: int) -> str:
     inputs = " ".join(
-        f"inputs {{ key: {json.dumps(tensor.name)} value {{ data_type: {_TYPES[tensor.dtype]} "
-        f"dims: [ {', '.join(map(str, tensor.shape))} ] zero_data: true }} }}"
+        f"inputs {{ key: {json.dumps(tensor.name)} value {{ data_type: {TYPES[tensor.dtype]} "
+        f"dims: [ {', '.join(str(max(1, length)) for length in tensor.shape or (1,))} ] zero_data: true }} }}"
         for tensor in spec.inputs
     )
     return f'model_warmup {{ name: "batch of {size}" batch_size: {size} {inputs} }}'

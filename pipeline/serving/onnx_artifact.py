@@ -1,0 +1,122 @@
+"""Any ONNX file as something to promote: its spec read from the graph, inputs made up to hold it to its own answers.
+
+Whether its first axes are a batch axis is not what their names say but what the model does: rows that are answered
+together must be answered as they are alone. Otherwise Triton may not put requests together, and the model is served
+without a batch axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.checkpoint import ModelSpec, TensorSpec, sha256
+from pipeline.errors import PromotionError
+from pipeline.runners import OnnxRunner
+from pipeline.serving.golden import Golden
+from pipeline.serving.onnx_spec import read_spec
+from pipeline.serving.repository import Artifact
+
+ROWS = 5
+"""Rows of the batch that shows whether a model has a batch axis."""
+_MIXING = 0.05
+"""Rows answered together may differ by this share of the largest value: 8-bit ranges found over a batch do no more."""
+_UNKNOWN = 3
+"""Length of an axis, other than the batch, that the graph leaves open."""
+
+
+def from_file(file: Path) -> Artifact:
+    """Return the ONNX `file` as an artifact, its spec read from the graph and its batch axis tried out.
+
+    Raises `PromotionError` naming the tensor that cannot be served, `ModelError` where ONNX Runtime cannot load it.
+    """
+    spec = read_spec(file)
+    if spec.batched and not _rows_are_alone(file, spec):
+        spec = _without_batch(spec)
+    return Artifact(file, spec, sha256(file), candidate=file.stem)
+
+
+def golden(artifact: Artifact, rows: int, threads: int = 1, seed: int = 0) -> Golden:
+    """Return made-up inputs with what ONNX Runtime in this process answers: `rows` of them where there is a batch axis.
+
+    Shapes are as a client sees them: what has no axis of its own has one of length 1 in Triton. Raises `PromotionError`
+    where the model refuses made-up inputs, as one does that looks numbers up in a short table.
+    """
+    spec = artifact.spec
+    inputs = made_up(spec, rows, seed)
+    runner = OnnxRunner(artifact.onnx, threads)
+    try:
+        outputs = _answers(runner, inputs, artifact.onnx)
+    finally:
+        runner.close()
+    return Golden(_as_seen(inputs, spec.inputs), _as_seen(outputs, spec.outputs), spec.batched)
+
+
+def made_up(spec: ModelSpec, rows: int, seed: int = 0) -> dict[str, NDArray]:
+    """Return inputs for `spec`: normal floats, any bytes, and ones and zeros for other integers, which may be indices."""
+    generator = np.random.default_rng(seed)
+    return {
+        tensor.name: _values(generator, tensor.dtype, [*([rows] if spec.batched else []), *_lengths(tensor)])
+        for tensor in spec.inputs
+    }
+
+
+def _rows_are_alone(file: Path, spec: ModelSpec) -> bool:
+    """Return whether a batch is answered as its rows are one by one."""
+    runner = OnnxRunner(file)
+    try:
+        inputs = made_up(spec, ROWS)
+        together = _answers(runner, inputs, file)
+        if any(len(np.atleast_1d(whole)) != ROWS for whole in together.values()):
+            return False
+        for row in range(ROWS):
+            alone = _answers(runner, {name: array[row : row + 1] for name, array in inputs.items()}, file)
+            if not all(_alike(together[name][row : row + 1], alone[name]) for name in together):
+                return False
+        return True
+    finally:
+        runner.close()
+
+
+def _alike(one: NDArray, other: NDArray) -> bool:
+    if one.shape != other.shape:
+        return False
+    first, second = one.astype(np.float64), other.astype(np.float64)
+    return bool(np.allclose(first, second, rtol=0, atol=_MIXING * max(np.abs(first).max(initial=0.0), 1e-6)))
+
+
+def _without_batch(spec: ModelSpec) -> ModelSpec:
+    """Return `spec` with the open axes in front as part of every shape."""
+    opened = {
+        kind: tuple(tensor.model_copy(update={"shape": (-1, *tensor.shape)}) for tensor in getattr(spec, kind))
+        for kind in ("inputs", "outputs")
+    }
+    return spec.model_copy(update={**opened, "batched": False})
+
+
+def _answers(runner: OnnxRunner, inputs: Mapping[str, NDArray], file: Path) -> dict[str, NDArray]:
+    try:
+        return dict(runner(inputs))
+    except Exception as error:  # ONNX Runtime's errors have no common base but Exception
+        shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
+        raise PromotionError(
+            f"{file} does not take made-up inputs ({shapes}): {error}. Give inputs that it takes with --golden FILE.npz"
+        ) from error
+
+
+def _as_seen(arrays: Mapping[str, NDArray], tensors: Iterable[TensorSpec]) -> dict[str, NDArray]:
+    bare = {tensor.name for tensor in tensors if not tensor.shape}
+    return {name: array[..., None] if name in bare else array for name, array in arrays.items()}
+
+
+def _lengths(tensor: TensorSpec) -> list[int]:
+    return [_UNKNOWN if length < 0 else length for length in tensor.shape]
+
+
+def _values(generator: np.random.Generator, dtype: str, shape: list[int]) -> NDArray:
+    if dtype.startswith("float"):
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 256 if dtype == "uint8" else 2, shape).astype(dtype)
