@@ -22,9 +22,9 @@ from pipeline.report.table import bytes_, count, recall_changes, title
 
 INK = "#1a1c20"
 """Of text and axes; the page replaces it by the colour of its own text."""
-_GREY = "#8a929c"
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#8a929c"
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLE = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -37,7 +37,7 @@ _STYLE = {
     "axes.axisbelow": True,
     "font.size": 9.5,
     "grid.alpha": 0.35,
-    "grid.color": _GREY,
+    "grid.color": GREY,
     "grid.linewidth": 0.6,
     "svg.fonttype": "none",
     "svg.hashsalt": "flyweight",
@@ -95,8 +95,8 @@ def confusion_matrix(evaluation: Evaluation, name: str) -> Figure:
     counts = np.array(quality.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     labels = evaluation.labels
-    figure, axes = _figure(f"{title(name)}: what is taken for what (test images)", 5.6, 5.0)
-    colour = np.array(mpl.colors.to_rgba(_COLOURS[0]))
+    figure, axes = blank(f"{title(name)}: what is taken for what (test images)", 5.6, 5.0)
+    colour = np.array(mpl.colors.to_rgba(COLOURS[0]))
     cells = np.tile(colour, (*shares.shape, 1))
     cells[..., 3] = np.where(shares > 0, 0.06 + 0.94 * np.sqrt(shares), 0)  # small confusions must be seen too
     axes.imshow(cells, aspect="auto")
@@ -113,9 +113,9 @@ def confusion_matrix(evaluation: Evaluation, name: str) -> Figure:
 
 def reliability(evaluation: Evaluation, names: Sequence[str]) -> Figure:
     """How often each of `names` is right when it is so and so sure, on the test split; nearly empty bins are left out."""
-    figure, axes = _figure("How far confidence can be trusted (test images)", 5.0, 3.8)
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
-    axes.annotate("as sure as right", (0.06, 0.1), rotation=34, color=_GREY, fontsize=8)
+    figure, axes = blank("How far confidence can be trusted (test images)", 5.0, 3.8)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    axes.annotate("as sure as right", (0.06, 0.1), rotation=34, color=GREY, fontsize=8)
     for place, name in enumerate(names):
         quality = evaluation.candidate(name).test
         if quality is None:
@@ -124,8 +124,8 @@ def reliability(evaluation: Evaluation, names: Sequence[str]) -> Figure:
         axes.plot(
             [one.confidence for one in bins],
             [one.accuracy for one in bins],
-            marker=_MARKERS[place],
-            color=_COLOURS[place],
+            marker=MARKERS[place],
+            color=COLOURS[place],
             linewidth=1.4,
             markersize=5,
             label=f"{title(name)} (ECE {100 * quality.ece:.1f} %)",
@@ -138,10 +138,10 @@ def reliability(evaluation: Evaluation, names: Sequence[str]) -> Figure:
 def recall_change(evaluation: Evaluation, name: str) -> Figure:
     """Change of each class's recall from the teacher to `name`, on the test split."""
     changes = sorted(recall_changes(evaluation, evaluation.candidate(name)), key=lambda pair: pair[1])
-    figure, axes = _figure(f"Recall of each class: {title(name)} against the teacher", 5.0, 1.2 + 0.26 * len(changes))
+    figure, axes = blank(f"Recall of each class: {title(name)} against the teacher", 5.0, 1.2 + 0.26 * len(changes))
     points = [change for _, change in changes]
     bars = axes.barh(
-        [label for label, _ in changes], points, color=[_COLOURS[4] if change < 0 else _COLOURS[2] for change in points]
+        [label for label, _ in changes], points, color=[COLOURS[4] if change < 0 else COLOURS[2] for change in points]
     )
     axes.bar_label(bars, [f"{change:+.1f}" for change in points], padding=3, fontsize=8, color=INK)
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -154,7 +154,7 @@ def recall_change(evaluation: Evaluation, name: str) -> Figure:
 def sizes(evaluation: Evaluation) -> Figure:
     """Bytes of every candidate's file."""
     shown = list(reversed(evaluation.candidates))
-    figure, axes = _figure("File size", 5.0, 0.9 + 0.34 * len(shown))
+    figure, axes = blank("File size", 5.0, 0.9 + 0.34 * len(shown))
     bars = axes.barh(
         [title(one.name) for one in shown],
         [one.size_bytes / 1e3 for one in shown],
@@ -169,14 +169,14 @@ def sizes(evaluation: Evaluation) -> Figure:
 
 def learning_curves(history: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> Figure:
     """Validation accuracy by epoch of every training in `history` (stage -> its history.json)."""
-    figure, axes = _figure("Validation accuracy while training", 5.0, 3.4)
+    figure, axes = blank("Validation accuracy while training", 5.0, 3.4)
     for place, (stage, epochs) in enumerate(history.items()):
         found = [one for one in epochs or [] if one.get("validation_accuracy") is not None]
         axes.plot(
             [one["epoch"] for one in found],
             [100 * one["validation_accuracy"] for one in found],
-            marker=_MARKERS[place % len(_MARKERS)],
-            color=_COLOURS[place % len(_COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            color=COLOURS[place % len(COLOURS)],
             markersize=4.5,
             label=stage,
         )
@@ -184,6 +184,15 @@ def learning_curves(history: Mapping[str, Sequence[Mapping[str, Any]] | None]) -
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower right", frameon=False, labelcolor=INK)
     return figure
+
+
+def blank(heading: str, width: float, height: float) -> tuple[Figure, Any]:
+    """Return a figure of so many inches with one pair of axes in our style."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(heading)
+    return figure, axes
 
 
 def png(figure: Figure, file: Path) -> None:
@@ -204,7 +213,7 @@ def svg(figure: Figure) -> str:
 
 
 def _tradeoff(evaluation: Evaluation, across: Mapping[str, float], heading: str, label: str) -> Figure:
-    figure, axes = _figure(heading, 5.0, 3.6)
+    figure, axes = blank(heading, 5.0, 3.6)
     for name, value in across.items():
         quality = evaluation.candidate(name).test
         if quality is None:
@@ -215,7 +224,7 @@ def _tradeoff(evaluation: Evaluation, across: Mapping[str, float], heading: str,
             value,
             100 * accuracy.value,
             yerr=[[100 * (accuracy.value - accuracy.low)], [100 * (accuracy.high - accuracy.value)]],
-            marker=_MARKERS[place % len(_MARKERS)],
+            marker=MARKERS[place % len(MARKERS)],
             color=_colour(evaluation, name),
             markersize=7,
             capsize=3,
@@ -239,18 +248,9 @@ def _in_flight(level: int) -> str:
     return "one request at a time" if level == 1 else f"{level} requests in flight"
 
 
-def _figure(heading: str, width: float, height: float) -> tuple[Figure, Any]:
-    """Return a figure of so many inches with one pair of axes in our style."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_title(heading)
-    return figure, axes
-
-
 def _colour(evaluation: Evaluation, name: str) -> str:
     """The same colour for the same candidate in every plot."""
-    return _COLOURS[[one.name for one in evaluation.candidates].index(name) % len(_COLOURS)]
+    return COLOURS[[one.name for one in evaluation.candidates].index(name) % len(COLOURS)]
 
 
 def _focus(evaluation: Evaluation, verdict: Verdict | None) -> str:

@@ -48,10 +48,11 @@ def run(traffic: Traffic, begin: int, plan: Mapping[str, Any]) -> None:
     else:
         arrivals = constant(plan["rate"], begin, place, of)
     turns, record, measured = itertools.cycle(traffic.lines), traffic.late.record, begin + plan["warmup"]
-    due = next(arrivals)
-    while traffic.goes_on(now := time.perf_counter_ns()):
-        touched = set()
-        while due <= now:
+    due, wanted = next(arrivals), True
+    while wanted:
+        wanted = traffic.goes_on(now := time.perf_counter_ns())
+        touched, last = set(), min(now, traffic.end - 1)
+        while due <= last:  # also after the end: what was due must not be left out
             line = next(turns)
             traffic.send(line, due)
             touched.add(line.connection)
@@ -60,4 +61,5 @@ def run(traffic: Traffic, begin: int, plan: Mapping[str, Any]) -> None:
             due = next(arrivals)
         for connection in touched:
             connection.flush()
-        traffic.receive(due)
+        if wanted:
+            traffic.receive(due)

@@ -57,8 +57,7 @@ def test_a_request_counts_where_it_was_due_though_its_answer_comes_after_the_end
 def test_several_processes_share_the_requests(server):
     seen = drive([plan(server, 3), plan(server, 2)], [b"one"])
     assert [len(parts) for parts in seen.windows.values()] == [2, 2, 2]
-    assert all(part["answered"] > 0 for part in parts(seen))
-    assert server.answered == len(server.asked)
+    assert server.answered == len(server.asked) >= 5
 
 
 def test_failures_count_by_status(server):

@@ -1,0 +1,82 @@
+"""Change single settings in a YAML file and leave every other byte, comments and layout too, as it is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from pipeline import yaml12
+from pipeline.errors import SettingsError
+
+
+def update(path: Path, section: str, values: Mapping[str, int]) -> None:
+    """Write `values` into `section` of the YAML file at `path`, in one step. Raises `SettingsError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    changed = with_values(text, section, values)
+    written = yaml12.read(changed)
+    expected = yaml12.read(text) or {}
+    expected[section] = {**(expected.get(section) or {}), **values}
+    if written != expected:
+        raise SettingsError(
+            f"{path} is written in a way that cannot be changed safely: put this into it yourself: "
+            f"{section}: {_flow(values)}"
+        )
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(changed)
+    Path(name).chmod(path.stat().st_mode)
+    Path(name).replace(path)
+
+
+def with_values(text: str, section: str, values: Mapping[str, int]) -> str:
+    """Return YAML `text` with `values` in its `section`, which is made at the end where there is none."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    found = _value(root, section)
+    if found is None:
+        return f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{section}: {_flow(values)}\n"
+    if not isinstance(found, yaml.MappingNode) or not found.value:
+        return _spliced(text, [(found.start_mark.index, found.end_mark.index, _flow(values))])
+    edits, fresh = [], dict[str, int]()
+    for key, value in values.items():
+        node = _value(found, key)
+        if node is None:
+            fresh[key] = value
+        else:
+            edits.append((node.start_mark.index, node.end_mark.index, str(value)))
+    if fresh:
+        edits.append(_insertion(text, found, fresh))
+    return _spliced(text, edits)
+
+
+def _insertion(text: str, section: yaml.MappingNode, values: Mapping[str, int]) -> tuple[int, int, str]:
+    """Return the edit that puts new keys first into a section, in its own style."""
+    first = section.value[0][0].start_mark
+    if section.flow_style:
+        return first.index, first.index, "".join(f"{key}: {value}, " for key, value in values.items())
+    indent = "\n" + " " * first.column
+    return first.index, first.index, "".join(f"{key}: {value}{indent}" for key, value in values.items())
+
+
+def _value(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    """Return the value of `key` in a mapping."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    return next((value for name, value in node.value if name.value == key), None)
+
+
+def _flow(values: Mapping[str, int]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in values.items()) + "}"
+
+
+def _spliced(text: str, edits: list[tuple[int, int, str]]) -> str:
+    """Return `text` with each (start, end, new) done; they do not overlap."""
+    for start, end, new in sorted(edits, reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
