@@ -64,5 +64,5 @@ def test_what_cannot_be_changed_safely_is_left_alone(tmp_path):
     ):
         update(path, "serving", VALUES)
     assert path.read_text() == text
-    with pytest.raises(SettingsError, match="cannot read .*none.yaml: No such file"):
+    with pytest.raises(SettingsError, match=r"cannot read .*none\.yaml: No such file"):
         update(tmp_path / "none.yaml", "serving", VALUES)

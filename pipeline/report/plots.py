@@ -201,6 +201,14 @@ def png(figure: Figure, file: Path) -> None:
     figure.savefig(file, format="png", dpi=130, facecolor="white")
 
 
+def write(figure: Figure, file: Path) -> None:
+    """Write `figure` as what the name of `file` ends in: .png or .svg."""
+    if file.suffix == ".png":
+        png(figure, file)
+    else:
+        file.write_text(svg(figure), encoding="utf-8")
+
+
 def svg(figure: Figure) -> str:
     """Return `figure` as an ``<svg>`` element without background whose text and axes take the colour around it."""
     buffer = io.StringIO()

@@ -49,6 +49,10 @@ Watch: TypeAlias = Callable[[float], None]
 """Told after each window what share of the measurement is behind us."""
 
 
+class LoadError(RuntimeError):
+    """The load generator could not go on: the connection was lost, or the server fell silent."""
+
+
 @dataclass(frozen=True)
 class Closed:
     """Requests kept in flight."""
@@ -151,7 +155,7 @@ def measure(
 
     Raises:
         TritonError: the model is not there.
-        RuntimeError: the connection was lost or the server fell silent for 30 seconds.
+        LoadError: the connection was lost or the server fell silent for 30 seconds.
     """
     address = url or places.triton_grpc()
     with Client(address) as client:
@@ -187,7 +191,7 @@ def run(
 
     Raises:
         TritonError: the model is not there.
-        RuntimeError: the connection was lost or the server fell silent for 30 seconds.
+        LoadError: the connection was lost or the server fell silent for 30 seconds.
     """
     address = url or places.triton_grpc()
     with Client(address) as client:
@@ -399,12 +403,12 @@ class _Generator:
             )
 
     def read(self) -> dict[str, Any]:
-        """Return the next line. Raises `RuntimeError` where the process ended instead."""
+        """Return the next line. Raises `LoadError` where the process ended instead."""
         out: IO[str] = self._process.stdout  # type: ignore[assignment]
         line = out.readline()
         if not line:
             last = self._errors.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["no reason given"]
-            raise RuntimeError(f"the load generator could not go on against Triton at {self._address}: {last[0]}")
+            raise LoadError(f"the load generator could not go on against Triton at {self._address}: {last[0]}")
         return dict(json.loads(line))
 
     def tell(self, line: str | None) -> None:

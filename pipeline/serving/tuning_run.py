@@ -17,8 +17,8 @@ from pipeline.serving import load, onnx_artifact, tuning
 from pipeline.serving import repository as files
 from pipeline.serving.client import Client
 from pipeline.serving.load import Closed
-from pipeline.serving.temporary import temporary_models
 from pipeline.serving.repository import Artifact
+from pipeline.serving.temporary import temporary_models
 from pipeline.serving.tuning import TUNED, Figures, Trial, Tuning
 
 _ROWS = 64
