@@ -18,16 +18,11 @@ from typing import Any
 
 import click
 
-from pipeline import __version__, config
+from pipeline import __version__, cli_options, config, load_commands, serving_commands
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import STAGES, Stage
 
-_recipe = click.option("--recipe", metavar="NAME", help=f"Overlay on params.yaml: {', '.join(config.recipes())}.")
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. train.fit.epochs=3. Repeatable."
-)
-_force = click.option("--force", is_flag=True, help="Run even where a finished run has the same fingerprint.")
-_pipeline = click.option("--pipeline", metavar="NAME", help="Name of the pipeline run in MLflow.")
+_recipe, _set, _force, _pipeline = cli_options.recipe, cli_options.overrides, cli_options.force, cli_options.pipeline
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -53,7 +48,7 @@ def main() -> None:
 @_set
 def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Check that the settings hold together and that every component can be made with its arguments."""
-    settings = _settings(recipe, overrides)
+    settings = cli_options.settings(recipe, overrides)
     for key, kind, component in settings.components():
         try:
             given = {"in_channels": 1, "classes": 10} if kind == "models" else {}
@@ -107,7 +102,7 @@ def _stage_command(stage: Stage) -> click.Command:
 
         ended = run_stage(
             stage.name,
-            _settings(recipe, overrides),
+            cli_options.settings(recipe, overrides),
             _inputs(inputs),
             pipeline=_name(pipeline, stage.name),
             force=force,
@@ -123,6 +118,8 @@ def _stage_command(stage: Stage) -> click.Command:
 
 for _one in STAGES.values():
     main.add_command(_stage_command(_one))
+serving_commands.add_to(main)
+load_commands.add_to(main)
 
 
 @main.command("all")
@@ -134,7 +131,7 @@ def all_stages(recipe: str | None, overrides: tuple[str, ...], force: bool, pipe
     """Run the whole graph without Airflow; starts MLflow and Triton if need be and leaves them running."""
     from pipeline import stack, tracking
 
-    settings = _settings(recipe, overrides)
+    settings = cli_options.settings(recipe, overrides)
     pipeline = _name(pipeline, "all")
     stack.up(("mlflow", "triton"))
     runs: dict[str, str] = {}
@@ -157,7 +154,7 @@ def demo(recipe: str | None, overrides: tuple[str, ...], force: bool) -> None:
     from pipeline import demo as demonstration
     from pipeline import stack
 
-    _settings(recipe or "demo", overrides)
+    cli_options.settings(recipe or "demo", overrides)
     stack.up(("mlflow", "triton", "airflow"))
     sys.exit(demonstration.run(recipe or "demo", config.parse_overrides(overrides), force=force))
 
@@ -211,23 +208,13 @@ def report(pipeline: str, out: Path | None, ending: str | None) -> None:
 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", default="proxy", show_default=True, help="Model name in Triton.")
+@cli_options.model
 def predict(images: tuple[Path, ...], model: str) -> None:
     """Ask the served model for the class of each image file, over gRPC."""
     from pipeline.serving.client import classify
 
     for path, (label, probability, version) in zip(images, classify(images, model), strict=True):
         click.echo(f"{path}: {label} ({probability:.1%}, {model} version {version})")
-
-
-@main.command()
-@click.option("--model", default="proxy", show_default=True, help="Model name in Triton.")
-def rollback(model: str) -> None:
-    """Serve the version before the present one again; instant while it is warm."""
-    from pipeline import tracking
-    from pipeline.serving.promotion import rollback as roll_back
-
-    click.echo(f"{model} serves version {roll_back(model, tracking.registry())} again")
 
 
 @main.command()
@@ -245,10 +232,6 @@ def doctor() -> None:
             click.echo(f"     {'':16} fix: {found.fix}")
     if problems:
         raise FlyweightError(f"{problems} of the checks failed")
-
-
-def _settings(recipe: str | None, overrides: tuple[str, ...]) -> config.Settings:
-    return config.load(recipe, config.parse_overrides(overrides))
 
 
 def _inputs(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -307,7 +290,7 @@ def run(command: Callable[[], Any] = main) -> None:
     except FlyweightError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except ConnectionError as error:
+    except (ConnectionError, BlockingIOError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except Interrupted as told:

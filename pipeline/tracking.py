@@ -27,7 +27,7 @@ import psutil
 
 from pipeline import handover, places, progress
 from pipeline.config import Settings
-from pipeline.errors import FlyweightError, Interrupted, Skipped
+from pipeline.errors import FlyweightError, Interrupted, PromotionError, Skipped
 from pipeline.follow import Event, Follower
 from pipeline.graph import STAGES, Stage
 from pipeline.handover import EXPERIMENT, TAG, Input
@@ -259,6 +259,28 @@ def log_report(pipeline: str, page: str, summary: str) -> str:
     return handover.report_url(parent, _experiment(client))
 
 
+def log_run(kind: str, parameters: Mapping[str, Any], metrics: Mapping[str, float], directory: Path) -> str:
+    """Record what is no stage of a pipeline run, such as a search for serving settings, and return its address.
+
+    The run is FINISHED at once; the files in `directory` become its artifacts. Raises `ConnectionError`.
+    """
+    from mlflow.entities import Metric, Param
+
+    handover.experiment_id()  # fails at once where MLflow does not answer; its own client tries for minutes
+    client = _client()
+    experiment = _experiment(client)
+    run_id = client.create_run(experiment, run_name=kind, tags={**_lineage(), f"{TAG}kind": kind}).info.run_id
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
+        params=[Param(key, str(value)) for key, value in parameters.items()],
+    )
+    client.log_artifacts(run_id, str(directory))
+    client.set_terminated(run_id, "FINISHED")
+    return handover.run_url(run_id, experiment)
+
+
 def registry() -> MlflowRegistry:
     """Return the Model Registry for use outside a stage."""
     client = _client()
@@ -286,6 +308,43 @@ class MlflowRegistry:
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `alias` of the model `name` point at `version`."""
         self._client.set_registered_model_alias(name, alias, str(version))
+
+    def attach(self, name: str, version: int, file: Path) -> None:
+        """Put a further file beside those of a version; one of the same name is replaced."""
+        self._client.log_model_artifact(self._client.get_model_version(name, str(version)).model_id, str(file))
+
+    def fetch(self, name: str, version: int, directory: Path) -> Mapping[str, str]:
+        """Put all files of a version into `directory` and return its tags.
+
+        Raises `PromotionError` where there is no such version.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._client.get_model_version(name, str(version))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            known = sorted(int(one.version) for one in self._client.search_model_versions(f"name = '{name}'"))
+            raise PromotionError(
+                f"the registry at {places.mlflow()} has no version {version} of {name}; "
+                f"it has: {', '.join(map(str, known)) or 'none'}"
+            ) from error
+        download_artifacts(artifact_uri=found.source, dst_path=str(directory), tracking_uri=places.mlflow())
+        return dict(found.tags)
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """Return alias -> version of the model `name`; nothing for one that was never registered."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self._client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return {alias: int(version) for alias, version in found.aliases.items()}
 
     def version_with_sha(self, name: str, sha256: str) -> int | None:
         """Return the newest version of `name` that was registered with the tag ``sha256``, or None."""
@@ -442,6 +501,9 @@ def _log_model(client: Any, experiment: str, run_id: str | None, directory: Path
             pip_requirements=["onnxruntime", "numpy"],
             save_as_external_data=False,
         )
+        # MLflow writes the graph anew; what may be promoted from here must be the very bytes that were measured.
+        for name in ("model.onnx", "model.json"):
+            shutil.copyfile(directory / name, path / name)
         client.log_model_artifacts(model.model_id, str(path))
     return client.finalize_logged_model(model.model_id, "READY")
 

@@ -85,6 +85,18 @@ class Registry(Protocol):
     def register(self, name: str, directory: Path, tags: dict[str, str]) -> int:
         """Record the files in `directory` as a new version of the model `name` and return the version."""
 
+    def attach(self, name: str, version: int, file: Path) -> None:
+        """Put a further file beside those of a version; one of the same name is replaced."""
+
+    def fetch(self, name: str, version: int, directory: Path) -> Mapping[str, str]:
+        """Put all files of a version into `directory` and return its tags.
+
+        Raises `PromotionError` where there is no such version.
+        """
+
+    def aliases(self, name: str) -> Mapping[str, int]:
+        """Return alias -> version of the model `name`; nothing for one that was never registered."""
+
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `alias` of the model `name` point at `version`."""
 

@@ -1,7 +1,7 @@
 """The ledger of promotions: one JSON line for each step, on disk before the next step begins. And one lock a model.
 
-The ledger is the truth of what has been verified to serve; the repository is what a restart would serve. Where they
-differ, a promotion was interrupted, and the next one mends it first.
+The ledger is the truth of what is to serve: the version that was last verified, or that was decided to go back to. The
+repository is what a restart would serve. Where they differ a change was interrupted, and the next one mends it first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,44 @@ from typing import Any
 
 from pipeline import places
 
-VERIFIED, ROLLED_BACK = "verified", "rolled_back"
+BEGIN = "begin"
+STAGED = "staged"
+PREFLIGHTED = "preflighted"
+CANDIDATE_PLACED = "candidate_placed"
+CANDIDATE_PASSED = "candidate_passed"
+CANDIDATE_UNLOADED = "candidate_unloaded"
+COMMITTED = "committed"
+POLICY_WRITTEN = "policy_written"
+LOADED = "loaded"
+VERIFIED = "verified"
+OBSERVED = "observed"
+DONE = "done"
+STEPS = (
+    BEGIN,
+    STAGED,
+    PREFLIGHTED,
+    CANDIDATE_PLACED,
+    CANDIDATE_PASSED,
+    CANDIDATE_UNLOADED,
+    COMMITTED,
+    POLICY_WRITTEN,
+    LOADED,
+    VERIFIED,
+    OBSERVED,
+    DONE,
+)
+"""What a promotion that ends well leaves, in this order; a first one has no POLICY_WRITTEN."""
+
+REFUSED = "refused"
+ROLLED_BACK = "rolled_back"
+"""Written when it is decided, before anything is changed: whoever finds it undone does it."""
+WITHDRAWN = "withdrawn"
+"""As ROLLED_BACK, where there was nothing to go back to: no version is to serve."""
+REVERTED = "reverted"
+"""A rollback has been done."""
+MENDED = "mended"
+REMOVED = "removed"
+_SETTLED = {VERIFIED, ROLLED_BACK, WITHDRAWN}
 
 
 class Ledger:
@@ -50,14 +87,25 @@ class Ledger:
         return [json.loads(line) for line in lines]
 
     def serving(self) -> Mapping[str, Any] | None:
-        """Return the last verification or rollback: ``version`` has served since, ``previous`` is what it replaced."""
-        settled = [entry for entry in self.entries() if entry["step"] in {VERIFIED, ROLLED_BACK}]
-        return settled[-1] if settled else None
+        """Return the last verification or rollback: ``version`` is to serve since; None where nothing is to serve."""
+        settled = [entry for entry in self.entries() if entry["step"] in _SETTLED]
+        return settled[-1] if settled and settled[-1]["step"] != WITHDRAWN else None
 
     def before(self, version: int) -> int | None:
         """Return the version that served before `version` did, or None if there was none."""
         verified = [e for e in self.entries() if e["step"] == VERIFIED and e["version"] == version]
         return verified[-1]["previous"] if verified else None
+
+    def unobserved(self) -> int | None:
+        """Return the version that was verified and then not observed to the end; None if nothing is left to do."""
+        since = _after(self.entries(), _SETTLED)
+        if not since or since[0]["step"] != VERIFIED:
+            return None
+        return None if any(entry["step"] == OBSERVED for entry in since) else int(since[0]["version"])
+
+    def has_served(self) -> set[int]:
+        """Return every version that was verified at some time."""
+        return {int(entry["version"]) for entry in self.entries() if entry["step"] == VERIFIED}
 
 
 @contextlib.contextmanager
@@ -73,6 +121,12 @@ def lock(model: str) -> Iterator[None]:
                 f"another process is changing what {model} serves; try again when it is done"
             ) from error
         yield
+
+
+def _after(entries: list[dict[str, Any]], steps: set[str]) -> list[dict[str, Any]]:
+    """Return the last entry that is one of `steps`, and all that follow it."""
+    last = max((place for place, entry in enumerate(entries) if entry["step"] in steps), default=len(entries))
+    return entries[last:]
 
 
 def _whole(file: Any) -> int:

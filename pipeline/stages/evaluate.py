@@ -43,8 +43,9 @@ from pipeline.report import plots
 from pipeline.runners import OnnxRunner, TorchRunner
 from pipeline.serving import load
 from pipeline.serving.client import Client
-from pipeline.serving.promotion import TOLERANCE, temporary_models
+from pipeline.serving.golden import TOLERANCE
 from pipeline.serving.repository import Artifact
+from pipeline.serving.temporary import temporary_models
 from pipeline.timing import time_runners
 from pipeline.types import Metrics, Runner
 

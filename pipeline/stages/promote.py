@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from pipeline.candidates import Candidate, load_candidates
 from pipeline.checkpoint import load_spec, sha256
@@ -24,8 +24,12 @@ from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
 from pipeline.evaluation import GOLDEN_FILE, Verdict, load_verdict
 from pipeline.runners import OnnxRunner
+from pipeline.serving import golden as answers
 from pipeline.serving import promotion
 from pipeline.serving.client import Client
+from pipeline.serving.control import Control
+from pipeline.serving.golden import Golden
+from pipeline.serving.pull import VERDICT
 from pipeline.serving.repository import Artifact
 from pipeline.types import Metrics, Registry
 
@@ -40,12 +44,12 @@ def promote(
     serving: Serving,
     registry: Registry,
     out: Path,
-    control: promotion.Control | None = None,
+    control: Control | None = None,
 ) -> Metrics:
     """Promote the winner of the verdict.
 
     Args:
-        config: deadline and number of golden images.
+        config: deadlines, limits and number of golden images.
         candidates: directory of candidates.json and the ONNX files.
         evaluation: directory of verdict.json and golden.safetensors.
         serving: the served model's name and settings.
@@ -57,7 +61,8 @@ def promote(
         PromotionError: the verdict names no winner, or the winner was refused on its way; the champion serves on.
         TritonError: Triton cannot be reached.
     """
-    candidate = _winner(candidates, load_verdict(evaluation))
+    verdict = load_verdict(evaluation)
+    candidate = _winner(candidates, verdict)
     file = candidates / candidate.file
     if sha256(file) != candidate.sha256:
         raise PromotionError(
@@ -67,12 +72,13 @@ def promote(
     artifact = Artifact(file, load_spec(file.parent), candidate.sha256, candidate.name)
     images = _golden_images(evaluation, min(config.golden_images, serving.max_batch_size))
     golden = golden_answers(artifact, images, serving.threads)
-    save_file({**golden.inputs, **golden.outputs}, out / GOLDEN_FILE)
+    answers.save(out / answers.GOLDEN_FILE, golden)
     tags = {"candidate": candidate.name, "precision": candidate.precision, "source": candidate.source}
+    tags[VERDICT] = verdict.verdict
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         server = control or stack.enter_context(Client())
-        done = promotion.promote(serving, artifact, golden, registry, tags, server, config.load_timeout_s)
+        done = promotion.promote(serving, artifact, golden, registry, tags, server, config)
     seconds = time.perf_counter() - begin
     record = {**asdict(done), "candidate": candidate.name, "ledger": str(done.ledger), "seconds": round(seconds, 3)}
     (out / PROMOTION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -87,13 +93,13 @@ def _winner(candidates: Path, verdict: Verdict) -> Candidate:
     return load_candidates(candidates).named(verdict.winner)
 
 
-def golden_answers(artifact: Artifact, images: NDArray[np.uint8], threads: int) -> promotion.Golden:
+def golden_answers(artifact: Artifact, images: NDArray[np.uint8], threads: int) -> Golden:
     """Return `images` (N, C, H, W) with what ONNX Runtime in this process answers, on as many threads as in Triton."""
     inputs = {artifact.spec.inputs[0].name: images}
     runner = OnnxRunner(artifact.onnx, threads)
     outputs = runner(inputs)
     runner.close()
-    return promotion.Golden(inputs, outputs)
+    return Golden(inputs, outputs)
 
 
 def _golden_images(evaluation: Path, wanted: int) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from pipeline.errors import PromotionError
 from pipeline.progress import report
 from pipeline.runners import OnnxRunner
 from pipeline.serving.client import Client
-from pipeline.serving.promotion import TOLERANCE, difference
+from pipeline.serving.golden import TOLERANCE, difference
 from pipeline.stages.promote import PROMOTION_FILE
 from pipeline.types import Metrics
 

@@ -5,6 +5,7 @@ import pytest
 from serving_toys import FakeTriton, Registry, Server
 
 from pipeline.config import ROOT, Serving
+from pipeline.runners import OnnxRunner
 from pipeline.serving import local_triton
 
 
@@ -25,6 +26,16 @@ def registry(home: Path) -> Registry:
 @pytest.fixture
 def fake(home: Path) -> FakeTriton:
     return FakeTriton(home / "triton_repo", home / "loaded.json")
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the preflight answer in this process: another one takes a second to start, and test_preflight.py has it."""
+
+    def answers(onnx, inputs, threads, timeout):
+        return OnnxRunner(onnx, threads)(inputs)
+
+    monkeypatch.setattr("pipeline.serving.preflight.answers", answers)
 
 
 @pytest.fixture

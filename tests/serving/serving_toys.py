@@ -1,7 +1,9 @@
 """What the tests of serving share: tiny ONNX models, a registry, a stand-in for Triton, and a real one."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 import socket
 import subprocess
 import time
@@ -9,15 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.candidates import ENGINE_FILE, Engine, Profile
 from pipeline.checkpoint import ModelSpec, Preprocessing, image_classifier, sha256
+from pipeline.config import Promote
+from pipeline.errors import PromotionError
 from pipeline.runners import OnnxRunner
 from pipeline.serving import local_triton
-from pipeline.serving.client import Answer, Client, TritonError
-from pipeline.serving.promotion import Golden
+from pipeline.serving.client import Answer, Client, Served, TritonError
+from pipeline.serving.golden import Golden
 from pipeline.serving.repository import ATTESTED, Artifact, served_versions, version_directories
 
+QUICK = Promote(load_timeout_s=5.0, observe_s=0.0, probes=4)
+"""Settings of a promotion that does not wait."""
 LABELS = ("none", "some", "all")
 SHAPE = (1, 2, 2)
 
@@ -56,6 +64,7 @@ def images(count: int, seed: int = 0) -> np.ndarray:
 
 def artifact(directory: Path, factor: float, candidate: str = "int8", **options: bool) -> Artifact:
     path = write_onnx(directory / f"{candidate}-{factor:g}" / "model.onnx", factor, **options)
+    (path.parent / "model.json").write_text(spec().model_dump_json())
     return Artifact(path, spec(), sha256(path), candidate)
 
 
@@ -65,59 +74,125 @@ def golden(of: Artifact, count: int = 4) -> Golden:
     return Golden(inputs, runner(inputs))
 
 
+def engine(of: Artifact, tmp_path: Path, **changed: object) -> Artifact:
+    """`of` with a file that stands for a TensorRT engine for batches of 1 to 64."""
+    (tmp_path / "model.plan").write_bytes(b"a plan")
+    record = Engine(
+        candidate="int8",
+        file="model.plan",
+        sha256=sha256(tmp_path / "model.plan"),
+        size_bytes=6,
+        onnx_sha256=of.sha256,
+        builder="tensorrt",
+        builder_version="11.0",
+        gpu="a GPU",
+        driver="1",
+        targets=("SM90",),
+        profile=Profile(min=1, opt=32, max=64),
+        build_seconds=1.0,
+        layers_from="engine",
+        layers=1,
+        precisions={},
+    ).model_copy(update=changed)
+    (tmp_path / ENGINE_FILE).write_text(record.model_dump_json())
+    return Artifact(of.onnx, of.spec, of.sha256, of.candidate, tmp_path / "model.plan")
+
+
 class Registry:
-    """`types.Registry` in a file, so that it outlives a killed process."""
+    """`types.Registry` in a directory, so that it outlives a killed process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def _read(self) -> dict:
-        return json.loads(self.path.read_text()) if self.path.exists() else {"shas": [], "aliases": {}}
+        return json.loads(self.path.read_text()) if self.path.exists() else {"tags": [], "aliases": {}}
+
+    def _files(self, version: int) -> Path:
+        return self.path.with_suffix(".files") / str(version)
 
     def register(self, name: str, directory: Path, tags: dict[str, str]) -> int:
         state = self._read()
-        state["shas"].append(tags["sha256"])
+        state["tags"].append(tags)
         self.path.write_text(json.dumps(state))
-        return len(state["shas"])
+        shutil.copytree(directory, self._files(self.versions), dirs_exist_ok=True)
+        return self.versions
+
+    def attach(self, name: str, version: int, file: Path) -> None:
+        self._files(version).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, self._files(version))
+
+    def fetch(self, name: str, version: int, directory: Path) -> dict[str, str]:
+        if version > self.versions:
+            raise PromotionError(f"the registry has no version {version} of {name}")
+        shutil.copytree(self._files(version), directory, dirs_exist_ok=True)
+        return self._read()["tags"][version - 1]
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         state = self._read()
         state["aliases"][alias] = version
         self.path.write_text(json.dumps(state))
 
+    def aliases(self, name: str) -> dict[str, int]:
+        return self._read()["aliases"]
+
     def version_with_sha(self, name: str, sha256: str) -> int | None:
-        found = [number + 1 for number, known in enumerate(self._read()["shas"]) if known == sha256]
+        found = [number + 1 for number, tags in enumerate(self._read()["tags"]) if tags["sha256"] == sha256]
         return max(found, default=None)
 
     @property
-    def aliases(self) -> dict[str, int]:
-        return self._read()["aliases"]
-
-    @property
     def versions(self) -> int:
-        return len(self._read()["shas"])
+        return len(self._read()["tags"])
 
 
 class FakeTriton:
     """Triton's explicit control over a real repository: it keeps what it loaded (as hashes) in a file.
 
-    It loads all versions that the policy names or none, and answers from the highest. `wrong` are factors by which a
-    file's answers are off when served, `broken` hashes that fail to load.
+    It loads all versions that the policy names or none, and answers from the highest. Files are named by their hash:
+    `broken` ones fail to load, `wrong` ones answer something else when served, `failing` ones fail each request of one
+    row, `slow` ones take 200 ms for it, `changed` ones predict the first class for everything of one row.
     """
 
     def __init__(self, repository: Path, state: Path) -> None:
         self.repository, self.state = repository, state
         self.broken: set[str] = set()
         self.wrong: set[str] = set()
+        self.failing: set[str] = set()
+        self.slow: set[str] = set()
+        self.changed: set[str] = set()
+        self.stuck: dict[str, dict[int, str]] = {}
+        """Model -> version -> a state that never changes."""
+        self.dead = False
+        self.loads: list[str] = []
+        self.counts: dict[int, list[int]] = {}
+        self.runners: dict[str, OnnxRunner] = {}
 
     def loaded(self) -> dict[str, dict[str, str]]:
+        if self.dead:
+            raise TritonError("Triton is away", "UNAVAILABLE")
         return json.loads(self.state.read_text()) if self.state.exists() else {}
+
+    def die(self) -> None:
+        """As kill -9: nothing is loaded any more."""
+        self.dead = True
+        self.state.unlink(missing_ok=True)
+
+    def restart(self) -> None:
+        """Come back and load what a real one loads at its start; a model that fails is left out."""
+        self.dead = False
+        self.state.unlink(missing_ok=True)
+        for model in local_triton.served_models(self.repository):
+            with contextlib.suppress(TritonError):
+                self.load(model, 1.0)
 
     def index(self) -> dict[str, dict[int, str]]:
         found = {path.parent.name: {} for path in self.repository.glob("*/config.pbtxt")}
-        return found | {name: dict.fromkeys(map(int, has), "READY") for name, has in self.loaded().items()}
+        loaded = {name: dict.fromkeys(map(int, has), "READY") for name, has in self.loaded().items()}
+        for name, states in self.stuck.items():
+            loaded[name] = loaded.get(name, {}) | states
+        return found | loaded
 
     def load(self, model: str, timeout: float) -> None:
+        self.loads.append(model)
         directory, loaded = self.repository / model, self.loaded()
         wanted = {}
         for version in served_versions(directory):
@@ -131,19 +206,32 @@ class FakeTriton:
     def unload(self, model: str) -> None:
         self.state.write_text(json.dumps({name: has for name, has in self.loaded().items() if name != model}))
 
+    def served(self, model: str) -> dict[int, Served]:
+        self.loaded()
+        return {version: Served(good, bad, 0.001 * good) for version, (good, bad) in self.counts.items()}
+
     def infer(self, model: str, inputs: dict, version: str = "", *, attest: bool = False) -> Answer:
         has = self.loaded().get(model, {})
         if not has:
             raise TritonError(f"{model} is not ready", "UNAVAILABLE")
-        number = max(map(int, has))
-        file = version_directories(self.repository / model)[number] / "model.onnx"
-        outputs = dict(OnnxRunner(file)(inputs))
-        if has[str(number)] in self.wrong:
-            outputs["logits"] = outputs["logits"] * 2 + 1
+        number = int(version) if version else max(map(int, has))
+        found = has[str(number)]
         count = len(next(iter(inputs.values())))
-        return Answer(
-            {**outputs, ATTESTED: np.tile(np.frombuffer(bytes.fromhex(has[str(number)]), np.uint8), (count, 1))}, number
-        )
+        counted = self.counts.setdefault(number, [0, 0])
+        counted[found in self.failing and count == 1] += 1
+        if count == 1 and found in self.failing:
+            raise TritonError("out of luck", "INTERNAL")
+        if count == 1 and found in self.slow:
+            time.sleep(0.2)
+        if found not in self.runners:
+            self.runners[found] = OnnxRunner(version_directories(self.repository / model)[number] / "model.onnx")
+        outputs = dict(self.runners[found](inputs))
+        if found in self.wrong:
+            outputs["logits"] = outputs["logits"] * 2 + 1
+        if count == 1 and found in self.changed:
+            outputs["logits"] = np.array([[1.0, 0.0, 0.0]], np.float32)
+        attested = np.tile(np.frombuffer(bytes.fromhex(found), np.uint8), (count, 1))
+        return Answer({**outputs, ATTESTED: attested}, number)
 
 
 def free_port() -> int:
@@ -176,6 +264,19 @@ class Server:
                 assert self.process.poll() is None, self.log.read_text()[-3000:]
                 assert time.monotonic() < deadline, self.log.read_text()[-3000:]
                 time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As kill -9, with its stubs; what it left in shared memory is removed, as nobody else would."""
+        assert self.process is not None
+        family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+        shared = {line.split()[-1] for line in maps.splitlines() if "/dev/shm/triton" in line}
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+        for path in shared:
+            Path(path).unlink(missing_ok=True)
 
     def stop(self) -> None:
         if self.process is not None:

@@ -41,3 +41,23 @@ def test_one_change_at_a_time(home):
             pass
     with lock("proxy"):
         assert (home / ".triton_repo" / "lock" / "proxy").exists()
+
+
+def test_what_was_withdrawn_does_not_serve(home):
+    ledger = Ledger("proxy")
+    ledger.append("verified", version=1, previous=None)
+    ledger.append("withdrawn", version=1, reason="it failed")
+    assert ledger.serving() is None
+    assert ledger.has_served() == {1}
+
+
+def test_a_version_is_unobserved_from_its_verification_to_the_end_of_its_observation(home):
+    ledger = Ledger("proxy")
+    assert ledger.unobserved() is None
+    ledger.append("verified", version=1, previous=None)
+    assert ledger.unobserved() == 1
+    ledger.append("observed", version=1)
+    assert ledger.unobserved() is None
+    ledger.append("verified", version=2, previous=1)
+    ledger.append("rolled_back", version=1, previous=2)
+    assert ledger.unobserved() is None

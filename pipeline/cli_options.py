@@ -1,0 +1,20 @@
+"""Options that several commands of `flyweight` share, and what they mean."""
+
+from __future__ import annotations
+
+import click
+
+from pipeline import config
+
+recipe = click.option("--recipe", metavar="NAME", help=f"Overlay on params.yaml: {', '.join(config.recipes())}.")
+overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. train.fit.epochs=3. Repeatable."
+)
+force = click.option("--force", is_flag=True, help="Run even where a finished run has the same fingerprint.")
+pipeline = click.option("--pipeline", metavar="NAME", help="Name of the pipeline run in MLflow.")
+model = click.option("--model", default="proxy", show_default=True, help="Model name in Triton.")
+
+
+def settings(recipe_name: str | None, pairs: tuple[str, ...]) -> config.Settings:
+    """Return the settings that ``--recipe`` and ``--set`` ask for. Raises `SettingsError`."""
+    return config.load(recipe_name, config.parse_overrides(pairs))

@@ -1,0 +1,140 @@
+"""The commands that change what is served, or say what was: promote VERSION, rollback, history, reconcile, gc."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import cli_options
+from pipeline.errors import FlyweightError
+
+
+def add_to(main: click.Group) -> None:
+    """Add the commands to `main`; its stage ``promote`` learns to take a VERSION."""
+    for command in (rollback, history, reconcile, gc):
+        main.add_command(command)
+    main.add_command(_with_version(main.commands["promote"]))
+
+
+def _with_version(stage: click.Command) -> click.Command:
+    """The stage's command, which with VERSION promotes what the registry has under that number instead."""
+    run_stage = stage.callback
+    assert run_stage is not None
+
+    def promote(version: int | None, recipe: str | None, overrides: tuple[str, ...], **options: Any) -> None:
+        if version is None:
+            run_stage(recipe=recipe, overrides=overrides, **options)
+            return
+        of_the_stage = {"inputs": "--input", "pipeline": "--pipeline", "force": "--force", "result": "--result"}
+        if given := [option for name, option in of_the_stage.items() if options[name]]:
+            raise FlyweightError(
+                f"promote {version} takes the registered version: {', '.join(given)} belongs to the stage"
+            )
+        _promote_version(version, recipe, overrides)
+
+    text = f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an older one."
+    argument = click.Argument(["version"], type=click.IntRange(1, 2**31 - 1), required=False, metavar="[VERSION]")
+    return click.Command("promote", params=[argument, *stage.params], callback=promote, help=text)
+
+
+def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
+    from pipeline import tracking
+    from pipeline.serving import promotion
+    from pipeline.serving.pull import pull
+
+    settings = cli_options.settings(recipe, overrides)
+    registry = tracking.registry()
+    with tempfile.TemporaryDirectory(prefix="flyweight-pull-") as folder, _triton() as client:
+        pulled = pull(registry, settings.serving.model, version, Path(folder) / "model")
+        done = promotion.promote(
+            settings.serving, pulled.artifact, pulled.golden, registry, pulled.tags, client, settings.promote, version
+        )
+    was = "served already" if done.reused else f"replaced version {done.previous_version or 'none'}"
+    click.echo(f"{done.model} serves version {done.version} ({was}), SHA-256 {done.sha256}")
+
+
+@click.command()
+@cli_options.model
+def rollback(model: str) -> None:
+    """Serve the version before the present one again; instant while it is warm."""
+    from pipeline import tracking
+    from pipeline.serving.rollback import rollback as roll_back
+
+    with _triton() as client:
+        version = roll_back(model, client)
+    click.echo(f"{model} serves version {version} again")
+    tracking.registry().set_alias(model, "champion", version)
+
+
+@click.command()
+@cli_options.model
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def history(model: str, as_json: bool) -> None:
+    """Show what became of each version of a served model: live, refused and why, rolled back."""
+    from pipeline.serving import history as told
+
+    for event in told.events(model):
+        line = (
+            json.dumps(asdict(event))
+            if as_json
+            else f"{event.time}  {event.version or '':>4}  {event.what:11} {event.detail}"
+        )
+        click.echo(line.rstrip())
+    if not as_json and (open_end := told.interrupted(model)):
+        click.echo(f"not at its end: {open_end}")
+
+
+@click.command()
+@cli_options.recipe
+@cli_options.overrides
+def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
+    """Compare ledger, disk, Triton and registry; put right what can be, say what a person must do."""
+    from pipeline import tracking
+    from pipeline.serving.reconcile import reconcile as compare
+
+    settings = cli_options.settings(recipe, overrides)
+    model = settings.serving.model
+    with _triton() as client:
+        try:
+            report = compare(settings.serving, tracking.registry(), client, settings.promote)
+        except BlockingIOError:
+            click.echo(f"{model} is being changed right now: there is nothing to compare before that is done")
+            return
+    for finding in report.findings:
+        click.echo(f"- {finding}")
+    click.echo(f"{model} serves version {report.version}" if report.version else f"nothing is served as {model}")
+    if wanted := report.needs_a_person:
+        raise FlyweightError("\n".join(str(finding) for finding in wanted))
+
+
+@click.command()
+@cli_options.model
+def gc(model: str) -> None:
+    """Remove old versions from Triton's repository: never the served one, nor the one that rollback goes back to."""
+    from pipeline.serving.retention import gc as remove
+
+    with _triton() as client:
+        freed = remove(model, client)
+    for version, size in freed.items():
+        click.echo(f"removed version {version} of {model} ({size / 1e6:.1f} MB); the registry still has it")
+    if not freed:
+        click.echo(f"every version of {model} on disk is needed")
+
+
+@contextlib.contextmanager
+def _triton() -> Iterator[Any]:
+    """A client for Triton; what goes wrong with the server is a `ConnectionError`: another try may pass."""
+    from pipeline.serving.client import Client, TritonError
+
+    try:
+        with Client() as client:
+            yield client
+    except TritonError as error:
+        raise ConnectionError(str(error)) from error
