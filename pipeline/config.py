@@ -232,15 +232,17 @@ class Serving(Section):
         0, ge=0, description="Longest that a request waits for others to fill its batch, in microseconds."
     )
     max_queue_size: int = Field(
-        0, ge=0, description="Most requests that may wait; one more is refused at once. 0 is no limit."
+        0, ge=0, description="Most requests that may wait; what is beyond is refused. 0 is no limit."
     )
     queue_timeout_ms: float = Field(
-        0.0, ge=0.0, description="Longest that a request may wait before it is refused, in milliseconds. 0 is no limit."
+        0.0,
+        ge=0.0,
+        description="Longest that requests may wait on average before some are refused, in ms. 0 is no limit.",
     )
     priority_levels: int = Field(
         0,
         ge=0,
-        description="Levels of priority that a request may name, 1 first; 0 is none. Ask without one is the last.",
+        description="Levels of priority that a request may name, 1 first, the last by default; 0 is none. They stall Triton 2.51.",
     )
     warmup: bool = Field(True, description="Answer made-up requests before the model counts as ready.")
     response_cache: bool = Field(

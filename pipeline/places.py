@@ -58,6 +58,27 @@ def triton_grpc() -> str:
     return os.environ.get("FLYWEIGHT_TRITON_GRPC", f"127.0.0.1:{port('triton_grpc')}")
 
 
+def triton_address() -> str:
+    """Where Triton's gRPC endpoint listens: on loopback, unless ``FLYWEIGHT_TRITON_ADDRESS`` says another address."""
+    return os.environ.get("FLYWEIGHT_TRITON_ADDRESS", "127.0.0.1")
+
+
+def triton_tls() -> Path | None:
+    """Directory of the certificates with which gRPC is encrypted, or None. ``FLYWEIGHT_TRITON_TLS``."""
+    directory = os.environ.get("FLYWEIGHT_TRITON_TLS")
+    return Path(directory).resolve() if directory else None
+
+
+def triton_mutual_tls() -> bool:
+    """Whether clients too must show a certificate. ``FLYWEIGHT_TRITON_MUTUAL_TLS=1``."""
+    return os.environ.get("FLYWEIGHT_TRITON_MUTUAL_TLS", "0") == "1"
+
+
+def triton_units() -> int:
+    """What all copies of all models may hold together while they answer; 0 is no limit. ``FLYWEIGHT_TRITON_UNITS``."""
+    return int(os.environ.get("FLYWEIGHT_TRITON_UNITS", "0"))
+
+
 def mlflow() -> str:
     """URL of the MLflow tracking server. ``MLFLOW_TRACKING_URI``."""
     return os.environ.get("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port('mlflow')}")

@@ -37,8 +37,11 @@ class Record:
     log: str
 
 
-def start(name: str, command: list[str], environment: Mapping[str, str]) -> Record:
-    """Start `command` under a supervisor, in a session of its own, with its output in ``<home>/logs/<name>.log``."""
+def start(name: str, command: list[str], environment: Mapping[str, str], *, restart: bool = False) -> Record:
+    """Start `command` under a supervisor, in a session of its own, with its output in ``<home>/logs/<name>.log``.
+
+    With `restart` it is started again when it fails by itself; the log says so.
+    """
     log = log_file(name)
     if log.exists():
         log.replace(log.with_suffix(".old.log"))
@@ -47,7 +50,7 @@ def start(name: str, command: list[str], environment: Mapping[str, str]) -> Reco
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.supervise", *command],
+            [sys.executable, "-m", "pipeline.supervise", *(["--restart"] if restart else []), *command],
             stdin=read,
             stdout=descriptor,
             stderr=subprocess.STDOUT,

@@ -186,13 +186,10 @@ def _start_triton(names: Sequence[str], say: Say) -> None:
     local_triton.install()
     repository = places.triton_repository()
     repository.mkdir(parents=True, exist_ok=True)
-    command, environment = local_triton.command(
-        repository,
-        grpc_port=places.port("triton_grpc"),
-        http_port=places.port("triton_http"),
-        metrics_port=places.port("triton_metrics"),
-    )
-    processes.start("triton", command, environment)
+    ports = [str(places.port(name)) for name in SERVICES["triton"].ports]
+    # A program of ours that becomes the server: after a crash it looks anew for what has been promoted.
+    command = [sys.executable, "-m", "pipeline.serving.local_triton", str(repository), *ports]
+    processes.start("triton", command, os.environ, restart=True)
 
 
 def _triton_url() -> str:

@@ -5,6 +5,9 @@ started, when this process gets SIGTERM or SIGINT and when its standard input is
 even a caller that is killed with -9 takes everything with it. What the command leaves behind when it ends by itself, or is
 killed, is ended too. On Linux nothing escapes by a session of its own: orphans become children of this process.
 
+With ``--restart`` before the command, one that fails by itself is started again, after a pause that doubles with each
+failure in a row; after `MOST_RESTARTS` of them this process gives up.
+
 Exit code: the command's own, or 128 + the number of the signal that ended it.
 """
 
@@ -20,11 +23,15 @@ import sys
 import time
 
 GRACE_SECONDS = 10.0
+MOST_RESTARTS = 6
+FIRST_PAUSE_SECONDS = 0.25
+HEALTHY_SECONDS = 60.0
+"""What has run for so long begins to count its failures anew."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _STOP = {signal.SIGTERM, signal.SIGINT}
 
 
-def run(command: list[str]) -> int:
+def run(command: list[str], *, restart: bool = False) -> int:
     """Run `command` until it ends or this process is told to stop; return its exit code as a shell would."""
     wake, notify = os.pipe()
     os.set_blocking(notify, False)
@@ -32,24 +39,56 @@ def run(command: list[str]) -> int:
     for number in (signal.SIGCHLD, *_STOP):
         signal.signal(number, lambda *_: None)  # the wake-up byte says it all
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    failures = 0
+    while True:
+        begun = time.monotonic()
+        code, told = _run_once(command, wake)
+        failures = 1 if time.monotonic() - begun > HEALTHY_SECONDS else failures + 1
+        if told or code == 0 or not restart or failures > MOST_RESTARTS:
+            return code
+        pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
+        _say(
+            f"it ended with code {code}; starting it again in {pause:g} s (failure {failures} of {MOST_RESTARTS} in a row)"
+        )
+        if _told_within(wake, pause):
+            return code
+
+
+def _run_once(command: list[str], wake: int) -> tuple[int, bool]:
+    """Run `command` and end whatever it leaves; return its exit code, and whether we were told to stop."""
     child = subprocess.Popen(  # this process has one thread, so code between fork and exec is safe
         command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent
     )
     while child.poll() is None and not _told_to_stop(wake):
         pass
-    if child.returncode is None:
+    told = child.returncode is None
+    if told:
         _stop(child)
     code = child.wait()
     _end_orphans(child.pid)
-    return code if code >= 0 else 128 - code
+    return (code if code >= 0 else 128 - code), told
 
 
-def _told_to_stop(wake: int) -> bool:
-    """Sleep until a signal or standard input wakes us; say whether that means stop."""
+def _told_to_stop(wake: int, seconds: float | None = None) -> bool:
+    """Sleep until a signal or standard input wakes us, at most `seconds`; say whether that means stop."""
     caller = sys.stdin.fileno()
-    ready, _, _ = select.select([caller, wake], [], [])
+    ready, _, _ = select.select([caller, wake], [], [], seconds)
     closed = caller in ready and not os.read(caller, 4096)
     return closed or (wake in ready and bool(_STOP & set(os.read(wake, 64))))
+
+
+def _told_within(wake: int, seconds: float) -> bool:
+    """Sleep for `seconds`, less where we are told to stop; say whether we were."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if _told_to_stop(wake, left):
+            return True
+    return False
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"supervise: {line}\n")
+    sys.stdout.flush()
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -93,4 +132,5 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    again = sys.argv[1:2] == ["--restart"]
+    sys.exit(run(sys.argv[1 + again :], restart=again))

@@ -57,6 +57,18 @@ def test_a_process_is_found_again_and_its_files_are_private(home: Path) -> None:
     assert _wait(lambda: processes.tail("sleeper")) == "awake"
 
 
+def test_a_process_that_is_killed_is_started_again_until_it_is_stopped(home: Path) -> None:
+    record = processes.start("server", SLEEP, os.environ, restart=True)
+    (first,) = psutil.Process(record.pid).children() or _wait(lambda: psutil.Process(record.pid).children())
+    _wait(lambda: processes.tail("server") == "awake")
+    first.kill()
+    _wait(lambda: processes.tail("server").splitlines().count("awake") == 2)
+    assert processes.running("server") == record
+    assert "supervise: it ended with code 137; starting it again" in processes.tail("server")
+    processes.stop(["server"])
+    assert processes.running("server") is None
+
+
 def test_stop_ends_grandchildren_that_left_the_session(home: Path) -> None:
     record = processes.start("parent", [sys.executable, "-c", DAEMON], os.environ)
     grandchild = int(str(_wait(lambda: processes.tail("parent"))))

@@ -25,6 +25,8 @@ exec tritonserver \
     --exit-on-error=false \
     --exit-timeout-secs=20 \
     --grpc-infer-allocation-pool-size=128 \
+    --grpc-http2-min-recv-ping-interval-without-data=10000 \
+    --cache-config=local,size=67108864 \
     --grpc-restricted-protocol="$guarded:flyweight-control=$key" \
     --http-restricted-api="$guarded:flyweight-control=$nobody" \
     "$@"

@@ -1,28 +1,43 @@
 """Asking Triton over gRPC: predictions, attested hashes, and the control of models.
 
-Every call has a deadline. What goes wrong is a `TritonError` whose `status` is gRPC's name for it and whose message says
-what was asked of whom; it is no `FlyweightError`, as another try may pass.
+`Client` waits for each answer, `AsyncClient` does not. Every call has a deadline. What goes wrong is a `TritonError` whose
+`status` is gRPC's name for it and whose message says what was asked of whom; it is no `FlyweightError`, as another try may
+pass. By itself a client tries again only where nothing can have reached the server, and what it was told to repeat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from pipeline import places
 from pipeline.errors import DataError
-from pipeline.serving import local_triton
+from pipeline.serving import local_triton, tls
 from pipeline.serving.repository import ATTEST, ATTESTED
+from pipeline.serving.shared_memory import Region
 
-_MESSAGE_BYTES = 2**31 - 1
+_KEEP_ALIVE = triton.KeepAliveOptions(keepalive_time_ms=3 * local_triton.PING_MS, keepalive_timeout_ms=10_000)
+"""While a call is under way the server is asked every 30 s whether it is there; a machine that has vanished sends no end."""
+_UNSENT = re.compile(r"failed to connect|connection refused|name resolution|DNS", re.IGNORECASE)
+"""What gRPC says where it had no connection, so that nothing was sent."""
+_LOST = re.compile(
+    r"socket closed|connection (reset|aborted)|broken pipe|goaway|stream removed|ping timeout", re.IGNORECASE
+)
+"""What gRPC says where the connection ended under way: the server may have worked on it, or not."""
+_FIRST_PAUSE_SECONDS = 0.05
 
 
 class TritonError(Exception):
@@ -47,18 +62,37 @@ class Answer:
     """The version that answered."""
 
 
+@dataclass(frozen=True)
+class Served:
+    """What one version has answered since it was loaded, by Triton's own count."""
+
+    answered: int
+    """Requests."""
+    failed: int
+    seconds: float
+    """From arrival to answer, summed over the answered requests."""
+
+
 class Client:
-    """One gRPC connection to Triton.
+    """One gRPC connection to Triton, encrypted where `places.triton_tls` says so.
 
     Args:
         url: ``host:port``; `places.triton_grpc()` if None.
-        timeout: deadline of each call in seconds, but of loading a model.
+        timeout: deadline of each call in seconds, repetitions included, but of loading a model.
+        retries: how often a call is repeated. Always safe where no connection was had; a request for an answer is also
+            repeated where the connection was lost, as a model that is asked twice answers twice the same. What the
+            server has refused, an overload above all, is never repeated.
+        shared_memory: hand inputs to a server on this machine in shared memory; for one thread, and large tensors.
     """
 
-    def __init__(self, url: str | None = None, timeout: float = 10.0) -> None:
+    def __init__(
+        self, url: str | None = None, timeout: float = 10.0, *, retries: int = 0, shared_memory: bool = False
+    ) -> None:
         self.url = url or places.triton_grpc()
         self.timeout = timeout
-        self._client = triton.InferenceServerClient(self.url)
+        self.retries = retries
+        self._client = triton.InferenceServerClient(self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options())
+        self._region = Region(self._client) if shared_memory else None
 
     def __enter__(self) -> Client:
         return self
@@ -67,7 +101,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Let go of the connection, and of shared memory."""
+        if self._region is not None:
+            self._region.close()
         self._client.close()
 
     def live(self) -> bool:
@@ -95,23 +131,23 @@ class Client:
 
         With `attest` the outputs hold `model_sha256` too: the hash of the bytes that the answering model was made from.
         """
-        tensors = []
-        for name, array in inputs.items():
-            tensor = triton.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-            tensors.append(tensor)
-        parameters = {ATTEST: True} if attest else None
         result = self._call(
             f"an answer of {model}",
             self._client.infer,
+            repeat=_LOST,
             model_name=model,
-            inputs=tensors,
+            inputs=_tensors(inputs, self._region),
             model_version=version,
-            parameters=parameters,
+            parameters={ATTEST: True} if attest else None,
         )
-        response = result.get_response()
-        outputs = {output.name: result.as_numpy(output.name) for output in response.outputs}
-        return Answer(outputs, int(response.model_version))
+        return _answer(result)
+
+    def infer_rows(self, model: str, inputs: Mapping[str, NDArray], rows: int = 64, version: str = "") -> Answer:
+        """Return the answers to any number of rows, asked in requests of at most `rows`, put together again.
+
+        Raises `TritonError`, also where the served version changed between two of the requests: with status ``ABORTED``.
+        """
+        return _joined(model, [self.infer(model, part, version) for part in _parts(inputs, rows)])
 
     def predict(self, model: str, images: NDArray[np.uint8], version: str = "") -> NDArray[np.float32]:
         """Return the first output, such as logits (N, classes), for raw `images` (N, C, H, W)."""
@@ -150,6 +186,18 @@ class Client:
         rows = [entry.decode("utf-8").split(":", 2) for entry in result.as_numpy(output.name).reshape(-1)]
         return [row[2] for row in sorted(rows, key=lambda row: int(row[1]))]
 
+    def served(self, model: str) -> dict[int, Served]:
+        """Return what each loaded version of `model` has answered since it was loaded, by Triton's own count."""
+        found = self._call(f"the statistics of {model}", self._client.get_inference_statistics, model_name=model)
+        return {
+            int(stats.version): Served(
+                answered=stats.inference_stats.success.count,
+                failed=stats.inference_stats.fail.count,
+                seconds=stats.inference_stats.success.ns / 1e9,
+            )
+            for stats in found.model_stats
+        }
+
     def index(self) -> dict[str, dict[int, str]]:
         """Return model -> version -> state (``READY``, ``LOADING``, ``UNAVAILABLE``, empty for not loaded)."""
         index = self._call("the repository's index", self._client.get_model_repository_index, headers=_control())
@@ -168,12 +216,81 @@ class Client:
         """Stop serving `model`; what is in flight is answered."""
         self._call(f"unloading {model}", self._client.unload_model, model_name=model, headers=_control())
 
-    def _call(self, what: str, method: Any, timeout: float | None = None, **arguments: Any) -> Any:
+    def _call(
+        self,
+        what: str,
+        method: Any,
+        timeout: float | None = None,
+        repeat: re.Pattern[str] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Call `method` until it answers, the deadline has passed, or it fails as may not be repeated."""
+        end = time.monotonic() + (timeout or self.timeout)
+        for pause in _pauses(self.retries):
+            try:
+                return method(client_timeout=max(0.001, end - time.monotonic()), **arguments)
+            except InferenceServerException as error:
+                if pause is None or not _repeatable(error, repeat) or time.monotonic() + pause > end:
+                    raise _triton_error(what, self.url, error) from error
+            time.sleep(pause)
+        raise AssertionError("the last pause is None")
+
+
+class AsyncClient:
+    """One gRPC connection to Triton for many requests at once in one event loop; made and used inside it.
+
+    Args:
+        url, timeout, retries: as of `Client`.
+    """
+
+    def __init__(self, url: str | None = None, timeout: float = 10.0, *, retries: int = 0) -> None:
+        self.url = url or places.triton_grpc()
+        self.timeout = timeout
+        self.retries = retries
+        self._client = triton_aio.InferenceServerClient(self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options())
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._client.close()
+
+    async def ready(self, model: str, version: str = "") -> bool:
+        """Return whether a model, or one version of it, is ready to answer."""
         try:
-            return method(client_timeout=timeout or self.timeout, **arguments)
-        except InferenceServerException as error:
-            status = str(error.status() or "UNKNOWN").removeprefix("StatusCode.")
-            raise TritonError(f"{what}: Triton at {self.url} says {status}: {error.message()}", status) from error
+            return bool(await self._client.is_model_ready(model, version, client_timeout=self.timeout))
+        except InferenceServerException:
+            return False
+
+    async def infer(self, model: str, inputs: Mapping[str, NDArray], version: str = "") -> Answer:
+        """Return the answer to `inputs`, as `Client.infer` does. Raises `TritonError`."""
+        end = time.monotonic() + self.timeout
+        tensors = _tensors(inputs)
+        for pause in _pauses(self.retries):
+            try:
+                left = max(0.001, end - time.monotonic())
+                return _answer(await self._client.infer(model, tensors, version, client_timeout=left))
+            except InferenceServerException as error:
+                if pause is None or not _repeatable(error, _LOST) or time.monotonic() + pause > end:
+                    raise _triton_error(f"an answer of {model}", self.url, error) from error
+            await asyncio.sleep(pause)
+        raise AssertionError("the last pause is None")
+
+    async def infer_rows(
+        self, model: str, inputs: Mapping[str, NDArray], rows: int = 16, in_flight: int = 8, version: str = ""
+    ) -> Answer:
+        """Return the answers to any number of rows, as `Client.infer_rows` does, with some requests under way at once."""
+        free = asyncio.Semaphore(in_flight)
+
+        async def ask(part: Mapping[str, NDArray]) -> Answer:
+            async with free:
+                return await self.infer(model, part, version)
+
+        return _joined(model, await asyncio.gather(*map(ask, _parts(inputs, rows))))
 
 
 class TritonRunner:
@@ -233,6 +350,69 @@ def classify(paths: Sequence[Path], model: str, url: str | None = None) -> list[
             best = int(shares.argmax())
             found.append((labels[best], float(shares[best] / shares.sum()), answer.version))
         return found
+
+
+def _tensors(inputs: Mapping[str, NDArray], region: Region | None = None) -> list[Any]:
+    """Return `inputs` as tritonclient's tensors; what no tensor of Triton can hold is a `TypeError`."""
+    tensors = []
+    for name, array in inputs.items():
+        datatype = np_to_triton_dtype(array.dtype)
+        if datatype is None:
+            raise TypeError(f"input {name!r} is an array of {array.dtype}, which Triton does not know")
+        tensors.append(triton.InferInput(name, array.shape, datatype))
+    if region is None:
+        for tensor, array in zip(tensors, inputs.values(), strict=True):
+            tensor.set_data_from_numpy(np.ascontiguousarray(array))
+        return tensors
+    for tensor, (name, size, start) in zip(tensors, region.place(inputs), strict=True):
+        tensor.set_shared_memory(name, size, offset=start)
+    return tensors
+
+
+def _answer(result: Any) -> Answer:
+    response = result.get_response()
+    outputs = {output.name: result.as_numpy(output.name) for output in response.outputs}
+    return Answer(outputs, int(response.model_version))
+
+
+def _parts(inputs: Mapping[str, NDArray], rows: int) -> Iterator[Mapping[str, NDArray]]:
+    """Yield `inputs` in parts of at most `rows` rows."""
+    for start in range(0, len(next(iter(inputs.values()))), rows):
+        yield {name: array[start : start + rows] for name, array in inputs.items()}
+
+
+def _joined(model: str, answers: Sequence[Answer]) -> Answer:
+    """Return several answers of one version as one."""
+    versions = {answer.version for answer in answers}
+    if len(versions) != 1:
+        raise TritonError(
+            f"{model} changed from version {min(versions)} to {max(versions)} under way: ask again, or name a version",
+            "ABORTED",
+        )
+    names = answers[0].outputs
+    return Answer(
+        {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in names}, versions.pop()
+    )
+
+
+def _pauses(retries: int) -> Iterator[float | None]:
+    """Yield how long to wait after each try, at random up to a bound that doubles; None after the last."""
+    for attempt in range(retries):
+        yield random.uniform(0.5, 1.0) * _FIRST_PAUSE_SECONDS * 2**attempt  # noqa: S311
+    yield None
+
+
+def _repeatable(error: InferenceServerException, repeat: re.Pattern[str] | None) -> bool:
+    """Return whether a call that failed so may be made again: nothing was sent, or what failed matches `repeat`."""
+    if not str(error.status()).endswith("UNAVAILABLE"):
+        return False
+    said = str(error.message())
+    return bool(_UNSENT.search(said) or (repeat is not None and repeat.search(said)))
+
+
+def _triton_error(what: str, url: str, error: InferenceServerException) -> TritonError:
+    status = str(error.status() or "UNKNOWN").removeprefix("StatusCode.")
+    return TritonError(f"{what}: Triton at {url} says {status}: {error.message()}", status)
 
 
 def _control() -> dict[str, str]:

@@ -18,7 +18,7 @@ from pipeline.serving.repository import ATTESTED, Artifact
 
 def lint(artifact: Artifact, serving: Serving) -> None:
     """Raise `PromotionError` with a line for every way in which spec, settings and file do not fit each other."""
-    problems = [*serving.contradictions(), *_interface(artifact), *_labels(artifact)]
+    problems = [*serving.contradictions(), *_interface(artifact), *_labels(artifact), *_bare(artifact, serving)]
     if serving.backend == "tensorrt":
         problems += _engine(artifact, serving)
     if problems:
@@ -61,6 +61,17 @@ def _labels(artifact: Artifact) -> Iterator[str]:
     labels, first = artifact.spec.labels, artifact.spec.outputs[0]
     if labels and first.shape[-1:] not in {(len(labels),), (-1,)}:
         yield f"it has {len(labels)} labels, but {first.name!r} has shape {list(first.shape)}"
+
+
+def _bare(artifact: Artifact, serving: Serving) -> Iterator[str]:
+    """Triton takes the axis that it adds to a bare number away again only behind a batch axis; else model.py does."""
+    spec = artifact.spec
+    bare = [tensor.name for tensor in (*spec.inputs, *spec.outputs) if not tensor.shape]
+    if bare and not spec.batched and serving.backend != "python":
+        yield (
+            f"{', '.join(map(repr, bare))} has no axis and the model no batch axis, which backend {serving.backend!r} does "
+            f"not serve: set serving.backend to 'python'"
+        )
 
 
 def _engine(artifact: Artifact, serving: Serving) -> Iterator[str]:

@@ -1,12 +1,14 @@
 """A real Triton server without Docker: where it comes from and how it is started.
 
 The `nvidia-pytriton` wheel carries the `tritonserver` binary, its Python backend and one stub for each Python version.
-`install()` unpacks it into a directory of its own; `command()` says how to start it. Supervising the process is the
-stack's business, not this file's.
+`install()` unpacks it into a directory of its own; `command()` says how to start it. Run as a program, this file becomes
+the server: ``python -m pipeline.serving.local_triton REPOSITORY GRPC_PORT HTTP_PORT METRICS_PORT``. Whoever supervises
+that can start it again after a crash, and what has been promoted meanwhile is served.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import secrets
@@ -21,6 +23,7 @@ from pathlib import Path
 from pipeline import places
 from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
+from pipeline.serving import tls
 
 REQUIREMENTS = ROOT / "infra" / "triton-requirements.txt"
 MIN_GLIBC = (2, 35)
@@ -28,6 +31,13 @@ MACHINES = ("x86_64", "aarch64")
 TEMPORARY = ("__cand", "__eval_")
 """What the names of models that are only looked at contain; a restart never serves them."""
 
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+PING_MS = 10_000
+"""How often a client may ask whether the server is still there, in milliseconds."""
+CACHE_BYTES = 64 * 2**20
+"""What the models with ``serving.response_cache`` share."""
+RESOURCE = "flyweight"
+"""What the rate limiter calls the units of ``serving.units``."""
 CONTROL_KEY = "flyweight-control"
 """Name of the key that opens model control; on the wire Triton puts ``triton-grpc-protocol-`` before it."""
 
@@ -49,9 +59,11 @@ def command(repository: Path, *, grpc_port: int, http_port: int, metrics_port: i
     """Return the command line and the environment that serve `repository` on loopback.
 
     Models are loaded on request alone; at start those that `served_models` finds, so that a restart serves the champion.
-    Control over gRPC takes `control_key()`; over HTTP nobody holds the key.
+    Control over gRPC takes `control_key()`; over HTTP nobody holds the key. Only gRPC can leave loopback, and encrypted
+    alone (`tls`). Raises `FlyweightError` where that cannot be done.
     """
     triton = places.triton()
+    units = places.triton_units()
     guarded = "model-repository,logging,trace"
     line = [
         str(_server(triton)),
@@ -62,19 +74,35 @@ def command(repository: Path, *, grpc_port: int, http_port: int, metrics_port: i
         "--strict-readiness=true",
         "--exit-on-error=false",
         "--exit-timeout-secs=5",
-        "--grpc-address=127.0.0.1",
+        f"--grpc-address={places.triton_address()}",
         f"--grpc-port={grpc_port}",
+        *tls.server_flags(),
+        f"--grpc-http2-min-recv-ping-interval-without-data={PING_MS}",
         "--grpc-infer-allocation-pool-size=128",  # as many requests in flight need no allocation
         "--http-address=127.0.0.1",
         f"--http-port={http_port}",
         "--metrics-address=127.0.0.1",
         f"--metrics-port={metrics_port}",
         "--allow-gpu-metrics=false",
+        f"--cache-directory={triton / 'pytriton' / 'tritonserver' / 'caches'}",
+        f"--cache-config=local,size={CACHE_BYTES}",
+        f"--backend-config=python,shm-region-prefix-name={_shared_memory_prefix(repository, grpc_port)}",
+        *(["--rate-limit=execution_count", f"--rate-limit-resource={RESOURCE}:{units}"] if units else []),
         f"--grpc-restricted-protocol={guarded}:{CONTROL_KEY}={control_key()}",
         f"--http-restricted-api={guarded}:{CONTROL_KEY}={secrets.token_hex(16)}",
         *(f"--load-model={model}" for model in served_models(repository)),
     ]
-    return line, _environment(triton)
+    # model.py looks there how many requests wait.
+    return line, {**_environment(triton), "FLYWEIGHT_TRITON_METRICS_PORT": str(metrics_port)}
+
+
+def main(repository: Path, *ports: str) -> None:
+    """Become the server. What a killed one of this repository left in shared memory is removed first."""
+    grpc, http, metrics = map(int, ports)
+    for left in SHARED_MEMORY.glob(f"{_shared_memory_prefix(repository, grpc)}*"):
+        left.unlink()
+    line, environment = command(repository, grpc_port=grpc, http_port=http, metrics_port=metrics)
+    os.execve(line[0], line, environment)  # noqa: S606
 
 
 def served_models(repository: Path) -> list[str]:
@@ -142,6 +170,11 @@ def libpython_directory() -> Path:
         f"Triton's Python backend needs {name}, which is neither in {library_directory} nor to be had from apt: "
         f"install it (Debian, Ubuntu: apt-get install libpython{_python()}), or use a Python built with --enable-shared"
     )
+
+
+def _shared_memory_prefix(repository: Path, port: int) -> str:
+    """Of this server alone, so that what it leaves behind when it is killed can be told from what others use."""
+    return f"flyweight_{hashlib.sha256(str(repository).encode()).hexdigest()[:8]}_{port}_"
 
 
 def _python() -> str:
@@ -214,3 +247,7 @@ def _environment(triton: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(part for part in libraries if part),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

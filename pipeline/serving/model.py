@@ -2,8 +2,8 @@
 
 This file is copied into Triton's repository beside `model.onnx` and runs inside the server's Python stub, so it knows
 the standard library, NumPy, ONNX Runtime and Triton, and nothing of Flyweight. What it needs to know comes from
-`config.pbtxt` (inputs, outputs, the parameter `threads`) and from `manifest.json` beside it (the SHA-256 that
-`model.onnx` must have).
+`config.pbtxt` (inputs, outputs, the parameters `threads`, `max_queue_size` and `queue_timeout_ms`) and from
+`manifest.json` beside it (the SHA-256 that `model.onnx` must have).
 
 A request that carries the parameter ``attest`` also gets the output `model_sha256`: the hash, as 32 bytes, of the very
 file content that the session was made from. No other request pays for it.
@@ -18,7 +18,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import http.client
 import json
+import os
+import re
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +53,33 @@ class TritonPythonModel:
         if digest.hexdigest() != expected:
             raise ValueError(f"{directory}/model.onnx has SHA-256 {digest.hexdigest()}, manifest.json says {expected}")
         self.sha256 = np.frombuffer(digest.digest(), np.uint8)
-        threads = int(config["parameters"]["threads"]["string_value"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        threads = int(parameters["threads"])
         self.session = onnxruntime.InferenceSession(data, _options(threads), providers=["CPUExecutionProvider"])
         self.batched = config["max_batch_size"] > 0
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"] if tensor["name"] != ATTESTED]
+        self.bare = {tensor.name for tensor in self.session.get_inputs() if not tensor.shape}
+        self.gate: Gate | None = None
+        if "max_queue_size" in parameters or "queue_timeout_ms" in parameters:
+            self.gate = Gate(
+                args["model_name"],
+                args["model_version"],
+                int(parameters.get("max_queue_size", 0)),
+                float(parameters.get("queue_timeout_ms", 0)) / 1e3,
+                sum(group["count"] for group in config["instance_group"]),
+            )
         gc.collect()
         gc.freeze()  # what lives until the end need not be walked again during requests
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a formed batch, each with a response or an error of its own."""
-        return self._together(requests) if self.batched else [self._alone(request) for request in requests]
+        if self.gate is not None and self.gate.refuses(len(requests)):
+            return [self.gate.refusal() for _ in requests]
+        answers = self._together(requests) if self.batched else [self._alone(request) for request in requests]
+        if self.gate is not None:
+            self.gate.answered()
+        return answers
 
     def _together(self, requests: list[Any]) -> list[Any]:
         """Answer a batch with one run. Where that fails its halves are tried, so that only the culprit gets the error."""
@@ -83,13 +104,14 @@ class TritonPythonModel:
         return responses
 
     def _alone(self, request: Any) -> Any:
-        """Answer one request of a model without a batch axis."""
+        """Answer one request of a model without a batch axis. What has no axis at all has one of length 1 in Triton."""
         try:
-            feed = {name: part for name, (part,) in zip(self.inputs, self._feeds([request]), strict=True)}
+            parts = zip(self.inputs, self._feeds([request]), strict=True)
+            feed = {name: part.reshape(()) if name in self.bare else part for name, (part,) in parts}
             answers = self.session.run(self.outputs, feed)
         except Exception as error:  # as above
             return _failure(error)
-        tensors = [_give(name, np.asarray(whole)) for name, whole in zip(self.outputs, answers, strict=True)]
+        tensors = [_give(name, np.atleast_1d(whole)) for name, whole in zip(self.outputs, answers, strict=True)]
         if ATTEST in request.parameters():
             tensors.append(_give(ATTESTED, self.sha256.reshape(1, -1).copy()))
         return pb_utils.InferenceResponse(tensors)
@@ -112,6 +134,100 @@ class TritonPythonModel:
 
 def _failure(error: Exception) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
+
+
+class Gate:
+    """Refuses requests at the head of a queue that has grown too long, without running the model for them.
+
+    Triton 2.51's own limit makes its batcher stall (docs/decisions/triton-queue.md), and its Python backend is not told
+    how many requests wait. Its metrics say so. They are read by a thread of this class, and only while this copy of the
+    model has had no rest for `_BUSY_SECONDS`: a server with time to spare pays nothing.
+
+    Args:
+        model, version: which of the metrics to look for.
+        most: requests that may wait; 0 is no limit.
+        longest: seconds that a request may wait on average; 0 is no limit.
+        copies: of the model, which share what is to be refused.
+    """
+
+    _BUSY_SECONDS = 0.05
+    _REST_SECONDS = 0.002
+    _POLL_SECONDS = 0.025
+
+    def __init__(self, model: str, version: str, most: int, longest: float, copies: int) -> None:
+        self.most, self.longest, self.copies = most, longest, copies
+        labels = rb'\{model="%s",version="%s"\} ([0-9.e+]+)' % (model.encode(), version.encode())
+        self._waiting = re.compile(rb"nv_inference_pending_request_count" + labels)
+        self._queued_us = re.compile(rb"nv_inference_queue_duration_us" + labels)
+        self._succeeded = re.compile(rb"nv_inference_request_success" + labels)
+        self._seen = (0.0, 0.0)
+        self._left = 0
+        self._answered = self._busy_since = 0.0
+        self._look = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def refuses(self, requests: int) -> bool:
+        """Return whether the next `requests` are to be refused."""
+        now = time.monotonic()
+        if now - self._answered > self._REST_SECONDS:
+            self._busy_since, self._left = now, 0
+        elif now - self._busy_since > self._BUSY_SECONDS:
+            self._look.set()
+        if self._left <= 0:
+            return False
+        self._left -= requests
+        self._answered = now
+        return True
+
+    def refusal(self) -> Any:
+        """Return the answer to a refused request."""
+        limit = f"{self.most} requests" if self.most else f"{self.longest * 1e3:g} ms"
+        error = pb_utils.TritonError(
+            f"the model is overloaded: more than {limit} wait", pb_utils.TritonError.UNAVAILABLE
+        )
+        return pb_utils.InferenceResponse(error=error)
+
+    def answered(self) -> None:
+        """Note that a batch has been answered now."""
+        self._answered = time.monotonic()
+
+    def _watch(self) -> None:
+        port = int(os.environ.get("FLYWEIGHT_TRITON_METRICS_PORT", "8002"))
+        while True:
+            self._look.wait()
+            try:
+                self._left = self._excess(_metrics(port))
+            except OSError as error:
+                pb_utils.Logger.log_warn(f"queue limits have no effect: no metrics at 127.0.0.1:{port} ({error})")
+                time.sleep(1)
+            self._look.clear()
+            time.sleep(self._POLL_SECONDS)
+
+    def _excess(self, metrics: bytes) -> int:
+        """Return how many requests this copy is to refuse by what `metrics` say."""
+        waiting = int(_number(self._waiting, metrics))
+        queued, succeeded = _number(self._queued_us, metrics) / 1e6, _number(self._succeeded, metrics)
+        before, self._seen = self._seen, (queued, succeeded)
+        excess = max(0, waiting - self.most) if self.most else 0
+        answered = succeeded - before[1]
+        if self.longest and before[1] and answered > 0:
+            mean = (queued - before[0]) / answered
+            excess = max(excess, int(waiting * (1 - self.longest / mean)) if mean > self.longest else 0)
+        return -(-excess // self.copies)
+
+
+def _metrics(port: int) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def _number(pattern: re.Pattern[bytes], metrics: bytes) -> float:
+    found = pattern.search(metrics)
+    return float(found[1]) if found else 0.0
 
 
 class _Capsule:

@@ -21,7 +21,7 @@ from pipeline.candidates import load_engine
 from pipeline.checkpoint import ModelSpec, TensorSpec, sha256
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
-from pipeline.serving.local_triton import TEMPORARY
+from pipeline.serving.local_triton import RESOURCE, TEMPORARY
 
 BACKEND = Path(__file__).with_name("model.py")
 CONFIG_FILE = "config.pbtxt"
@@ -49,8 +49,6 @@ TYPES = {
     "float64": "TYPE_FP64",
 }
 """`TensorSpec.dtype` -> Triton's name of it."""
-RESOURCE = "flyweight"
-"""What the rate limiter calls the units of `serving.units`."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,12 @@ def config_pbtxt(spec: ModelSpec, serving: Serving, versions: Sequence[int]) -> 
     lines = [
         f'backend: "{serving.backend}"',
         f"max_batch_size: {serving.max_batch_size if spec.batched else 0}",
-        *(_tensor("input", tensor) for tensor in spec.inputs),
-        *(_tensor("output", tensor, labels=index == 0 and spec.labels) for index, tensor in enumerate(spec.outputs)),
+        *(_tensor("input", tensor, spec) for tensor in spec.inputs),
+        *(_tensor("output", tensor, spec) for tensor in spec.outputs),
         *([_attested(spec)] if attests(serving) else []),
         _instance_group(serving),
         *([_dynamic_batching(serving)] if spec.batched else []),
-        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in _threads(serving)),
+        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in _parameters(serving)),
         *(["response_cache { enable: true }"] if serving.response_cache else []),
         *(_warmup(spec, size) for size in _warmup_sizes(spec, serving)),
         f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",
@@ -222,11 +220,12 @@ def _copy_plan(artifact: Artifact, target: Path) -> str:
     return promised
 
 
-def _tensor(kind: str, tensor: TensorSpec, *, labels: object = False) -> str:
+def _tensor(kind: str, tensor: TensorSpec, spec: ModelSpec) -> str:
+    # Triton knows no tensor without axes: clients see one of length 1, which it takes away again where there is a batch
+    # axis, and model.py where there is none.
     dims = ", ".join(map(str, tensor.shape or (1,)))
-    # Triton knows no tensor without axes: clients see one of length 1.
-    reshape = "" if tensor.shape else " reshape { shape: [ ] }"
-    label = f' label_filename: "{LABELS_FILE}"' if labels else ""
+    reshape = " reshape { shape: [ ] }" if spec.batched and not tensor.shape else ""
+    label = f' label_filename: "{LABELS_FILE}"' if spec.labels and tensor is spec.outputs[0] else ""
     return f"{kind} {{ name: {json.dumps(tensor.name)} data_type: {TYPES[tensor.dtype]} dims: [ {dims} ]{reshape}{label} }}"
 
 
@@ -253,25 +252,31 @@ def _dynamic_batching(serving: Serving) -> str:
 
 
 def _queue_policy(serving: Serving) -> str:
-    """The limits of the queue, or nothing without any: a policy alone changes how Triton 2.51 wakes its batcher."""
-    timeout = round(serving.queue_timeout_ms * 1000)
-    parts = [
-        *(
-            [f"timeout_action: REJECT default_timeout_microseconds: {timeout} allow_timeout_override: true"]
-            * bool(timeout)
-        ),
-        *([f"max_queue_size: {serving.max_queue_size}"] if serving.max_queue_size else []),
-    ]
-    return " ".join(parts)
+    """Triton's own limits of the queue, for the native backends: model.py has limits of its own.
 
-
-def _threads(serving: Serving) -> list[tuple[str, int]]:
-    """The parameters that hold a copy to its threads, as its backend calls them."""
+    With any of these Triton 2.51, which has no native backends, makes requests wait 500 ms now and again: see
+    docs/decisions/triton-queue.md.
+    """
     if serving.backend == "python":
-        return [("threads", serving.threads)]
+        return ""
+    timeout = round(serving.queue_timeout_ms * 1000)
+    reject = f"timeout_action: REJECT default_timeout_microseconds: {timeout} allow_timeout_override: true"
+    return " ".join(
+        [reject] * bool(timeout) + [f"max_queue_size: {serving.max_queue_size}"] * bool(serving.max_queue_size)
+    )
+
+
+def _parameters(serving: Serving) -> list[tuple[str, str]]:
+    """What a backend is told beside the interface: its threads, and model.py the limits of the queue."""
     if serving.backend == "onnxruntime":
-        return [("intra_op_thread_count", serving.threads), ("inter_op_thread_count", 1)]
-    return []
+        return [("intra_op_thread_count", str(serving.threads)), ("inter_op_thread_count", "1")]
+    if serving.backend == "tensorrt":
+        return []
+    return [
+        ("threads", str(serving.threads)),
+        *([("max_queue_size", str(serving.max_queue_size))] if serving.max_queue_size else []),
+        *([("queue_timeout_ms", f"{serving.queue_timeout_ms:g}")] if serving.queue_timeout_ms else []),
+    ]
 
 
 def _warmup_sizes(spec: ModelSpec, serving: Serving) -> list[int]:

@@ -214,7 +214,7 @@ def test_triton_is_started_with_the_flags_of_the_local_server(tmp_path, monkeypa
     local = {argument.partition("=")[0] for argument in line if argument.startswith("--")}
     script = (ROOT / "infra/triton/serve.sh").read_text(encoding="utf-8")
     production = set(re.findall(r"^    (--[\w-]+)", script, re.M))
-    of_this_machine = {"--backend-directory", "--allow-gpu-metrics"}
+    of_this_machine = {"--backend-directory", "--backend-config", "--cache-directory", "--allow-gpu-metrics"}
     of_loopback = {f"--{kind}-{what}" for kind in ("grpc", "http", "metrics") for what in ("address", "port")}
     assert production == local - of_this_machine - of_loopback
     assert f":{local_triton.CONTROL_KEY}=" in script

@@ -1,8 +1,8 @@
 import onnx_toys as toys
 import pytest
-from serving_toys import SHAPE, artifact, spec, write_onnx
+from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 
-from pipeline.candidates import ENGINE_FILE, Engine, Profile
+from pipeline.candidates import ENGINE_FILE
 from pipeline.checkpoint import TensorSpec, sha256
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
@@ -50,6 +50,13 @@ def test_each_disagreement_between_spec_and_graph_is_named(tmp_path, changed, sa
         lint(with_spec(tmp_path, **changed), Serving())
 
 
+def test_bare_numbers_without_a_batch_need_our_own_backend(tmp_path):
+    bare = from_file(toys.without_batch(tmp_path / "m.onnx"))
+    with pytest.raises(PromotionError, match=r"'factor', 'size' has no axis .*set serving\.backend to 'python'"):
+        lint(bare, Serving(backend="onnxruntime"))
+    lint(from_file(toys.every_type(tmp_path / "n.onnx")), Serving(backend="onnxruntime"))
+
+
 def test_a_fixed_batch_axis_cannot_be_batched(tmp_path):
     path = toys.add_sub(tmp_path / "m.onnx", batch=1)
     batched = from_file(toys.add_sub(tmp_path / "free.onnx")).spec
@@ -71,29 +78,6 @@ def test_settings_that_contradict_each_other_are_named(tmp_path):
         lint(one, Serving(gpus=(0,)))
     with pytest.raises(PromotionError, match=r"serving\.gpus is empty: name the GPUs"):
         lint(one, Serving(backend="tensorrt"))
-
-
-def engine(of, tmp_path, **changed):
-    (tmp_path / "model.plan").write_bytes(b"a plan")
-    record = Engine(
-        candidate="int8",
-        file="model.plan",
-        sha256=sha256(tmp_path / "model.plan"),
-        size_bytes=6,
-        onnx_sha256=of.sha256,
-        builder="tensorrt",
-        builder_version="11.0",
-        gpu="a GPU",
-        driver="1",
-        targets=("SM90",),
-        profile=Profile(min=1, opt=32, max=64),
-        build_seconds=1.0,
-        layers_from="engine",
-        layers=1,
-        precisions={},
-    ).model_copy(update=changed)
-    (tmp_path / ENGINE_FILE).write_text(record.model_dump_json())
-    return Artifact(of.onnx, of.spec, of.sha256, of.candidate, tmp_path / "model.plan")
 
 
 def test_an_engine_must_take_the_batches_that_triton_forms(tmp_path):

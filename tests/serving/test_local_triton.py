@@ -37,6 +37,35 @@ def test_the_server_listens_on_loopback_alone_and_guards_control(home):
     assert environment["PATH"].split(os.pathsep)[0].endswith("bin")
 
 
+def test_units_of_the_machine_turn_the_rate_limiter_on(home, monkeypatch):
+    ports = {"grpc_port": 1, "http_port": 2, "metrics_port": 3}
+    assert not any("rate-limit" in flag for flag in local_triton.command(home, **ports)[0])
+    monkeypatch.setenv("FLYWEIGHT_TRITON_UNITS", "3")
+    line, _ = local_triton.command(home, **ports)
+    assert {"--rate-limit=execution_count", "--rate-limit-resource=flyweight:3"} <= set(line)
+
+
+def test_becoming_the_server_removes_what_a_killed_one_left(home, monkeypatch):
+    shared, repository = home / "shm", home / "triton_repo"
+    shared.mkdir()
+    monkeypatch.setattr(local_triton, "SHARED_MEMORY", shared)
+    ours = local_triton._shared_memory_prefix(repository, 1)
+    for name in (f"{ours}one", f"{ours}two", local_triton._shared_memory_prefix(repository, 2), "triton_python_x"):
+        (shared / name).touch()
+    became = []
+    monkeypatch.setattr(local_triton.os, "execve", lambda *arguments: became.append(arguments))
+    local_triton.main(repository, "1", "2", "3")
+    assert {path.name for path in shared.iterdir()} == {
+        local_triton._shared_memory_prefix(repository, 2),
+        "triton_python_x",
+    }
+    (program, line, environment) = became[0]
+    assert program == line[0]
+    assert f"--backend-config=python,shm-region-prefix-name={ours}" in line
+    assert "--grpc-port=1" in line
+    assert "LD_LIBRARY_PATH" in environment
+
+
 @pytest.mark.parametrize(
     ("patched", "value", "says"),
     [

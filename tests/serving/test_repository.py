@@ -1,8 +1,9 @@
 import pytest
 from google.protobuf import text_format
-from serving_toys import artifact, spec
+from serving_toys import artifact, engine, spec
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from pipeline.checkpoint import TensorSpec
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.serving import repository
@@ -23,10 +24,82 @@ def test_config_says_what_the_spec_says():
     assert list(config.version_policy.specific.versions) == [4]
 
 
-def test_requests_are_batched_without_a_queue_policy_which_would_stall_them():
-    batching = parsed(repository.config_pbtxt(spec(), Serving(queue_delay_us=250), [1])).dynamic_batching
-    assert batching.max_queue_delay_microseconds == 250
-    assert not batching.HasField("default_queue_policy")
+def batching(**settings):
+    return parsed(repository.config_pbtxt(spec(), Serving(**settings), [1])).dynamic_batching
+
+
+def test_limits_of_the_queue_are_model_pys_and_elsewhere_tritons():
+    assert batching(queue_delay_us=250).max_queue_delay_microseconds == 250
+    limits = {"max_queue_size": 100, "queue_timeout_ms": 12.5}
+    assert not batching(**limits).HasField("default_queue_policy")  # it would stall Triton 2.51
+    python = parsed(repository.config_pbtxt(spec(), Serving(**limits), [1])).parameters
+    assert {key: python[key].string_value for key in limits} == {"max_queue_size": "100", "queue_timeout_ms": "12.5"}
+    policy = batching(backend="onnxruntime", **limits).default_queue_policy
+    assert policy.max_queue_size == 100
+    assert (policy.default_timeout_microseconds, policy.allow_timeout_override) == (12_500, True)
+    assert policy.timeout_action == policy.REJECT
+    assert not batching(backend="onnxruntime").HasField("default_queue_policy")
+
+
+def test_priorities_are_levels_of_which_the_last_is_everybodys():
+    levels = batching(priority_levels=3)
+    assert (levels.priority_levels, levels.default_priority_level) == (3, 3)
+    assert batching().priority_levels == 0
+
+
+@pytest.mark.parametrize("backend", ["python", "onnxruntime", "tensorrt"])
+def test_every_backend_gets_the_same_interface_from_the_same_settings(backend):
+    gpus = () if backend == "python" else (0, 2)
+    settings = Serving(backend=backend, gpus=gpus, instances=3, threads=2, units=5, response_cache=True)
+    config = parsed(repository.config_pbtxt(spec(), settings, [4]))
+    python = parsed(repository.config_pbtxt(spec(), Serving(), [4]))
+    assert config.backend == backend
+    assert list(config.input) == list(python.input)
+    assert config.output[0] == python.output[0]
+    assert (repository.ATTESTED in [output.name for output in config.output]) == (backend == "python")
+    (group,) = config.instance_group
+    assert (group.count, group.kind, list(group.gpus)) == (3, 1 if gpus else 2, list(gpus))
+    assert [(one.name, one.count) for one in group.rate_limiter.resources] == [("flyweight", 5)]
+    assert getattr(group.rate_limiter.resources[0], "global")
+    assert config.response_cache.enable
+    threads = {"python": "threads", "onnxruntime": "intra_op_thread_count"}.get(backend)
+    assert threads is None or config.parameters[threads].string_value == "2"
+
+
+def test_tensors_without_axes_and_of_any_length():
+    odd = spec().model_copy(
+        update={
+            "inputs": (
+                TensorSpec(name="a", dtype="int64", shape=()),
+                TensorSpec(name="b", dtype="bool", shape=(-1, 2)),
+            ),
+            "outputs": (TensorSpec(name="c", dtype="float64", shape=()),),
+            "labels": (),
+        }
+    )
+    config = parsed(repository.config_pbtxt(odd, Serving(max_batch_size=4), [1]))
+    assert [list(tensor.dims) for tensor in config.input] == [[1], [-1, 2]]
+    assert config.input[0].HasField("reshape")
+    assert not config.input[1].HasField("reshape")
+    assert config.output[0].label_filename == ""
+    assert [list(config.model_warmup[0].inputs[name].dims) for name in "ab"] == [[1], [1, 2]]
+    assert repository.labels_text(odd) == ""
+
+
+def test_a_model_without_a_batch_axis_is_never_batched():
+    bare = TensorSpec(name="factor", dtype="float32", shape=())
+    alone = spec().model_copy(update={"batched": False, "inputs": (*spec().inputs, bare)})
+    config = parsed(repository.config_pbtxt(alone, Serving(max_batch_size=16), [1]))
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1]
+    assert list(config.output[1].dims) == [1, 32]
+    assert list(config.input[1].dims) == [1]
+    assert not config.input[1].HasField("reshape")  # Triton refuses it without a batch axis
+
+
+def test_warm_up_can_be_left_out():
+    assert len(parsed(repository.config_pbtxt(spec(), Serving(warmup=False), [1])).model_warmup) == 0
 
 
 def test_warm_up_covers_one_image_and_a_full_batch():
@@ -54,6 +127,30 @@ def test_a_version_has_all_that_the_backend_needs_and_no_room_for_a_cache(tmp_pa
     names = {"model.onnx", "model.py", "manifest.json", "config.pbtxt", "labels.txt", "__pycache__"}
     assert {path.name for path in (tmp_path / "7").iterdir()} == names
     assert (tmp_path / "7" / "__pycache__").is_file()
+
+
+def test_native_backends_need_no_code_of_ours(tmp_path):
+    repository.write_version(tmp_path / "7", artifact(tmp_path, 1.0), Serving(backend="onnxruntime"), 7)
+    assert {path.name for path in (tmp_path / "7").iterdir()} == {
+        "model.onnx",
+        "manifest.json",
+        "config.pbtxt",
+        "labels.txt",
+    }
+
+
+def test_tensorrt_serves_the_engine_and_remembers_the_onnx_file(tmp_path):
+    one = artifact(tmp_path, 1.0)
+    with pytest.raises(PromotionError, match=r"'int8' has no engine: name it in build_tensorrt\.candidates"):
+        repository.write_version(tmp_path / "6", one, Serving(backend="tensorrt", gpus=(0,)), 6)
+    built = engine(one, tmp_path)
+    repository.write_version(tmp_path / "7", built, Serving(backend="tensorrt", gpus=(0,)), 7)
+    assert (tmp_path / "7" / "model.plan").read_bytes() == b"a plan"
+    assert repository.manifest_sha256(tmp_path / "7") == one.sha256
+    assert not (tmp_path / "7" / "model.onnx").exists()
+    (tmp_path / "model.plan").write_bytes(b"another plan")
+    with pytest.raises(PromotionError, match=r"the file changed after it was exported"):
+        repository.write_version(tmp_path / "8", built, Serving(backend="tensorrt", gpus=(0,)), 8)
 
 
 def test_bytes_that_are_not_the_promised_ones_are_refused(tmp_path):

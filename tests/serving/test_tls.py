@@ -1,0 +1,81 @@
+"""Which certificates server and client are told of; that they work is in test_model_server.py."""
+
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.config import ROOT
+from pipeline.errors import FlyweightError
+from pipeline.serving import local_triton, tls
+
+
+def certificates(directory, *names):
+    script = ROOT / "infra" / "make_certificates.py"
+    return subprocess.run([sys.executable, script, directory, *names], capture_output=True, text=True, check=False)
+
+
+def test_without_certificates_gRPC_is_plain_and_on_loopback(home):
+    assert tls.server_flags() == []
+    assert tls.client_options() == {}
+
+
+def test_a_directory_of_certificates_turns_encryption_on(home, monkeypatch):
+    assert certificates(home / "tls", "127.0.0.1", "triton.example.org").returncode == 0
+    monkeypatch.setenv("FLYWEIGHT_TRITON_TLS", str(home / "tls"))
+    assert tls.server_flags() == [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={home}/tls/server.pem",
+        f"--grpc-server-key={home}/tls/server.key",
+        f"--grpc-root-cert={home}/tls/ca.pem",
+    ]
+    assert tls.client_options() == {"ssl": True, "root_certificates": f"{home}/tls/ca.pem"}
+    monkeypatch.setenv("FLYWEIGHT_TRITON_MUTUAL_TLS", "1")
+    assert tls.server_flags()[0] == "--grpc-use-ssl-mutual=true"
+    assert tls.client_options()["private_key"] == f"{home}/tls/client.key"
+    line, _ = local_triton.command(home, grpc_port=1, http_port=2, metrics_port=3)
+    assert "--grpc-use-ssl-mutual=true" in line
+
+
+def test_keys_are_private_and_nothing_is_overwritten(home):
+    certificates(home / "tls", "localhost")
+    for key in ("server.key", "client.key"):
+        assert stat.S_IMODE((home / "tls" / key).stat().st_mode) == 0o600
+    before = (home / "tls" / "server.pem").read_bytes()
+    again = certificates(home / "tls", "localhost")
+    assert again.returncode == 1
+    assert "is not empty: nothing is overwritten" in again.stderr
+    assert (home / "tls" / "server.pem").read_bytes() == before
+    assert sorted(path.name for path in (home / "tls").iterdir()) == [
+        "ca.pem",
+        "client.key",
+        "client.pem",
+        "server.key",
+        "server.pem",
+    ]
+
+
+def test_what_is_missing_is_named(home, monkeypatch):
+    monkeypatch.setenv("FLYWEIGHT_TRITON_MUTUAL_TLS", "1")
+    with pytest.raises(FlyweightError, match="FLYWEIGHT_TRITON_MUTUAL_TLS is 1 and FLYWEIGHT_TRITON_TLS is not set"):
+        tls.server_flags()
+    monkeypatch.setenv("FLYWEIGHT_TRITON_TLS", str(home))
+    with pytest.raises(FlyweightError, match=r"which has no server\.pem: copy it there, or make certificates"):
+        tls.server_flags()
+
+
+def test_other_machines_are_let_in_by_encryption_alone(home, monkeypatch):
+    for address in ("0.0.0.0", "192.0.2.7", "::", "triton"):
+        monkeypatch.setenv("FLYWEIGHT_TRITON_ADDRESS", address)
+        with pytest.raises(FlyweightError, match=r"which other machines can reach, and gRPC is not encrypted"):
+            local_triton.command(home, grpc_port=1, http_port=2, metrics_port=3)
+    for address in ("127.0.0.2", "::1", "localhost"):
+        monkeypatch.setenv("FLYWEIGHT_TRITON_ADDRESS", address)
+        assert tls.server_flags() == []
+    certificates(home / "tls", "triton")
+    monkeypatch.setenv("FLYWEIGHT_TRITON_TLS", str(home / "tls"))
+    monkeypatch.setenv("FLYWEIGHT_TRITON_ADDRESS", "0.0.0.0")
+    line, _ = local_triton.command(home, grpc_port=1, http_port=2, metrics_port=3)
+    assert "--grpc-address=0.0.0.0" in line
+    assert "--http-address=127.0.0.1" in line  # Triton has no TLS for HTTP
