@@ -113,9 +113,9 @@ def tune_serving(
     with tempfile.TemporaryDirectory(prefix="flyweight-tuning-") as folder:
         tuning_run.write(found, Path(folder))
         metrics = {"ratio": found.ratio, "ratio_low": found.low, "ratio_high": found.high}
-        parameters = {**{f"start.{name}": value for name, value in tuning_run.values(found.start).items()}}
+        parameters: dict[str, Any] = {"sha256": artifact.sha256, "load": found.load}
+        parameters |= {f"start.{name}": value for name, value in tuning_run.values(found.start).items()}
         parameters |= {f"chosen.{name}": value for name, value in tuning_run.values(found.chosen).items()}
-        parameters |= {"sha256": artifact.sha256, "load": found.load}
         address = tracking.log_run("tune-serving", parameters, metrics, Path(folder))
     click.echo(found.sentence)
     if found.better:

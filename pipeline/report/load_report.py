@@ -124,9 +124,9 @@ def tuning_text(tuning: Tuning) -> str:
     ]
     for trial in ranked(tuning.trials):
         one = trial.serving
-        cells = [one.instances, one.threads, one.max_batch_size, one.queue_delay_us]
+        cells = [str(value) for value in (one.instances, one.threads, one.max_batch_size, one.queue_delay_us)]
         cells += [_number(value) for value in (trial.score, trial.throughput, trial.p99_ms)]
-        lines.append(f"| {' | '.join(map(str, cells))} | {len(trial.scores)} |")
+        lines.append(f"| {' | '.join(cells)} | {len(trial.scores)} |")
     return "\n".join(lines) + "\n"
 
 
