@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,46 @@ def _with_version(stage: click.Command) -> click.Command:
     run_stage = stage.callback
     assert run_stage is not None
 
-    def promote(version: int | None, recipe: str | None, overrides: tuple[str, ...], **options: Any) -> None:
-        if version is None:
+    def promote(
+        version: int | None,
+        onnx: Path | None,
+        name: str | None,
+        golden: Path | None,
+        labels: Path | None,
+        recipe: str | None,
+        overrides: tuple[str, ...],
+        **options: Any,
+    ) -> None:
+        of_a_file = {"--name": name, "--golden": golden, "--labels": labels}
+        if onnx is None and (given := [option for option, value in of_a_file.items() if value]):
+            raise FlyweightError(f"{', '.join(given)} says more of a file: name it with --onnx")
+        if version is None and onnx is None:
             run_stage(recipe=recipe, overrides=overrides, **options)
             return
         of_the_stage = {"inputs": "--input", "pipeline": "--pipeline", "force": "--force", "result": "--result"}
-        if given := [option for name, option in of_the_stage.items() if options[name]]:
-            raise FlyweightError(
-                f"promote {version} takes the registered version: {', '.join(given)} belongs to the stage"
-            )
-        _promote_version(version, recipe, overrides)
+        if given := [option for key, option in of_the_stage.items() if options[key]]:
+            what = "the registered version" if onnx is None else "a file"
+            raise FlyweightError(f"promote takes {what} here: {', '.join(given)} belongs to the stage")
+        if version is not None and onnx is not None:
+            raise FlyweightError(f"promote takes the registered version {version} or the file {onnx}, not both")
+        if onnx is not None:
+            _promote_file(onnx, name, golden, labels, recipe, overrides)
+        elif version is not None:
+            _promote_version(version, recipe, overrides)
 
-    text = f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an older one."
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    of_files = [
+        click.Option(["--onnx"], type=file, help="Promote this ONNX file, whatever it takes and gives."),
+        click.Option(["--name"], metavar="NAME", help="Name in Triton for --onnx; serving.model if left out."),
+        click.Option(["--golden"], type=file, help="Inputs that --onnx must answer alike when served, as .npz."),
+        click.Option(["--labels"], type=file, help="Names of the classes in the first output of --onnx, one a line."),
+    ]
+    text = (
+        f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an "
+        f"older one. With --onnx, any ONNX file does."
+    )
     argument = click.Argument(["version"], type=click.IntRange(1, 2**31 - 1), required=False, metavar="[VERSION]")
-    return click.Command("promote", params=[argument, *stage.params], callback=promote, help=text)
+    return click.Command("promote", params=[argument, *of_files, *stage.params], callback=promote, help=text)
 
 
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
@@ -56,6 +83,50 @@ def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...
         done = promotion.promote(
             settings.serving, pulled.artifact, pulled.golden, registry, pulled.tags, client, settings.promote, version
         )
+    _say_promoted(done)
+
+
+def _promote_file(
+    onnx: Path,
+    name: str | None,
+    golden: Path | None,
+    labels: Path | None,
+    recipe: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Register an ONNX file of any origin with its spec beside it, and promote it."""
+    from pipeline import tracking
+    from pipeline.checkpoint import SPEC_FILE
+    from pipeline.serving import onnx_artifact, promotion
+    from pipeline.serving.pull import BY_HAND, VERDICT
+    from pipeline.serving.repository import MODEL_FILE
+
+    settings = cli_options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
+    rows = min(settings.promote.golden_images, settings.serving.max_batch_size)
+    names = labels.read_text(encoding="utf-8").splitlines() if labels else ()
+    inputs = onnx_artifact.read_inputs(golden) if golden else None
+    artifact = onnx_artifact.from_file(onnx, names, inputs)
+    demanded = onnx_artifact.golden(
+        artifact, inputs or onnx_artifact.made_up(artifact.spec, rows), settings.serving.threads
+    )
+    with tempfile.TemporaryDirectory(prefix="flyweight-onnx-") as folder, _triton() as client:
+        directory = Path(folder) / onnx.stem  # the registry takes a directory, of which the user's holds more
+        directory.mkdir()
+        shutil.copyfile(onnx, directory / MODEL_FILE)
+        (directory / SPEC_FILE).write_text(artifact.spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        done = promotion.promote(
+            settings.serving,
+            replace(artifact, onnx=directory / MODEL_FILE),
+            demanded,
+            tracking.registry(),
+            {VERDICT: BY_HAND, "candidate": artifact.candidate, "source": str(onnx.resolve())},
+            client,
+            settings.promote,
+        )
+    _say_promoted(done)
+
+
+def _say_promoted(done: Any) -> None:
     was = "served already" if done.reused else f"replaced version {done.previous_version or 'none'}"
     click.echo(f"{done.model} serves version {done.version} ({was}), SHA-256 {done.sha256}")
 

@@ -484,9 +484,10 @@ def _log_model(client: Any, experiment: str, run_id: str | None, directory: Path
     from pipeline.checkpoint import load_spec
 
     spec = load_spec(directory)
+    batch = (-1,) if spec.batched else ()
 
     def schema(tensors: Any) -> Schema:
-        return Schema([TensorSpec(np.dtype(t.dtype), (-1, *t.shape), t.name) for t in tensors])
+        return Schema([TensorSpec(np.dtype(t.dtype), (*batch, *t.shape), t.name) for t in tensors])
 
     model = client.create_logged_model(
         experiment, directory.name, source_run_id=run_id, tags={"sha256": sha256}, model_type="onnx"
@@ -497,7 +498,7 @@ def _log_model(client: Any, experiment: str, run_id: str | None, directory: Path
             onnx.load(directory / "model.onnx"),
             str(path),
             signature=ModelSignature(schema(spec.inputs), schema(spec.outputs)),
-            input_example={t.name: np.zeros((1, *t.shape), t.dtype) for t in spec.inputs},
+            input_example={t.name: np.zeros([max(1, n) for n in (*batch, *t.shape)], t.dtype) for t in spec.inputs},
             pip_requirements=["onnxruntime", "numpy"],
             save_as_external_data=False,
         )

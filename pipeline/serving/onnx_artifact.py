@@ -7,7 +7,7 @@ without a batch axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,31 +28,48 @@ _UNKNOWN = 3
 """Length of an axis, other than the batch, that the graph leaves open."""
 
 
-def from_file(file: Path) -> Artifact:
+def from_file(file: Path, labels: Sequence[str] = (), inputs: Mapping[str, NDArray] | None = None) -> Artifact:
     """Return the ONNX `file` as an artifact, its spec read from the graph and its batch axis tried out.
 
-    Raises `PromotionError` naming the tensor that cannot be served, `ModelError` where ONNX Runtime cannot load it.
+    Args:
+        file: the model.
+        labels: names of the classes in its first output, if that is what it is.
+        inputs: some that it takes, by name and as the graph shapes them; made up if None.
+
+    Raises:
+        PromotionError: a tensor cannot be served, or the model does not take `inputs`.
+        ModelError: ONNX Runtime cannot load it.
     """
     spec = read_spec(file)
-    if spec.batched and not _rows_are_alone(file, spec):
+    if spec.batched and not _rows_are_alone(file, inputs or made_up(spec, ROWS)):
         spec = _without_batch(spec)
-    return Artifact(file, spec, sha256(file), candidate=file.stem)
+    return Artifact(file, spec.model_copy(update={"labels": tuple(labels)}), sha256(file), candidate=file.stem)
 
 
-def golden(artifact: Artifact, rows: int, threads: int = 1, seed: int = 0) -> Golden:
-    """Return made-up inputs with what ONNX Runtime in this process answers: `rows` of them where there is a batch axis.
+def golden(artifact: Artifact, inputs: Mapping[str, NDArray], threads: int = 1) -> Golden:
+    """Return `inputs`, shaped as the graph has them, with what ONNX Runtime in this process answers.
 
-    Shapes are as a client sees them: what has no axis of its own has one of length 1 in Triton. Raises `PromotionError`
-    where the model refuses made-up inputs, as one does that looks numbers up in a short table.
+    The result has the shapes that a client sees: what has no axis of its own has one of length 1 in Triton. Raises
+    `PromotionError` where the model does not take `inputs`.
     """
     spec = artifact.spec
-    inputs = made_up(spec, rows, seed)
     runner = OnnxRunner(artifact.onnx, threads)
     try:
         outputs = _answers(runner, inputs, artifact.onnx)
     finally:
         runner.close()
     return Golden(_as_seen(inputs, spec.inputs), _as_seen(outputs, spec.outputs), spec.batched)
+
+
+def read_inputs(file: Path) -> dict[str, NDArray]:
+    """Return the arrays of an ``.npz`` file, named as the graph names its inputs. Raises `PromotionError`."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, TypeError) as error:
+        raise PromotionError(
+            f"{file} holds no arrays: {error}. Write it with numpy.savez(file, input_name=array)"
+        ) from error
 
 
 def made_up(spec: ModelSpec, rows: int, seed: int = 0) -> dict[str, NDArray]:
@@ -64,15 +81,15 @@ def made_up(spec: ModelSpec, rows: int, seed: int = 0) -> dict[str, NDArray]:
     }
 
 
-def _rows_are_alone(file: Path, spec: ModelSpec) -> bool:
+def _rows_are_alone(file: Path, inputs: Mapping[str, NDArray]) -> bool:
     """Return whether a batch is answered as its rows are one by one."""
+    rows = {len(array) if array.ndim else 0 for array in inputs.values()}
     runner = OnnxRunner(file)
     try:
-        inputs = made_up(spec, ROWS)
         together = _answers(runner, inputs, file)
-        if any(len(np.atleast_1d(whole)) != ROWS for whole in together.values()):
+        if len(rows) != 1 or any(len(np.atleast_1d(whole)) not in rows for whole in together.values()):
             return False
-        for row in range(ROWS):
+        for row in range(rows.pop()):
             alone = _answers(runner, {name: array[row : row + 1] for name, array in inputs.items()}, file)
             if not all(_alike(together[name][row : row + 1], alone[name]) for name in together):
                 return False
@@ -103,7 +120,7 @@ def _answers(runner: OnnxRunner, inputs: Mapping[str, NDArray], file: Path) -> d
     except Exception as error:  # ONNX Runtime's errors have no common base but Exception
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
         raise PromotionError(
-            f"{file} does not take made-up inputs ({shapes}): {error}. Give inputs that it takes with --golden FILE.npz"
+            f"{file} does not take these inputs ({shapes}): {error}. Give some that it takes with --golden FILE.npz"
         ) from error
 
 

@@ -110,3 +110,30 @@ def text(path: Path) -> Path:
         [("words", TensorProto.STRING, ["n"])],
         [("same", TensorProto.STRING, ["n"])],
     )
+
+
+def heavy(path: Path, shape: tuple[int, ...], width: int = 512, depth: int = 12) -> Path:
+    """(N, *shape) uint8 -> (N, 1): some milliseconds of matrix products a row."""
+    generator = np.random.default_rng(0)
+    size = int(np.prod(shape))
+    weights = {"first": generator.standard_normal((size, width * 32)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "first"], ["wide"]),
+        helper.make_node("Reshape", ["wide", "rows"], ["x0"]),
+    ]
+    weights["rows"] = np.array([-1, 32, width], np.int64)
+    weights["inner"] = generator.standard_normal((width, width)).astype(np.float32) / width
+    for step in range(depth):
+        nodes.append(helper.make_node("MatMul", [f"x{step}", "inner"], [f"x{step + 1}"]))
+    nodes.append(helper.make_node("ReduceMean", [f"x{depth}", "axes"], ["mean"], keepdims=0))
+    nodes.append(helper.make_node("Unsqueeze", ["mean", "last"], ["score"]))
+    weights["axes"], weights["last"] = np.array([1, 2], np.int64), np.array([1], np.int64)
+    return write(
+        path,
+        nodes,
+        [("image", TensorProto.UINT8, ["N", *shape])],
+        [("score", TensorProto.FLOAT, ["N", 1])],
+        weights,
+    )

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 from serving_toys import SHAPE, write_onnx
 
 from pipeline.errors import PromotionError
-from pipeline.serving.onnx_artifact import from_file, golden, made_up
+from pipeline.serving.onnx_artifact import from_file, golden, made_up, read_inputs
 from pipeline.serving.onnx_spec import read_spec
 from pipeline.serving.repository import TYPES
 
@@ -55,7 +55,7 @@ def test_a_batch_axis_is_what_leaves_neighbours_alone(tmp_path):
 
 def test_golden_answers_are_onnx_runtimes(tmp_path):
     artifact = from_file(toys.add_sub(tmp_path / "simple.onnx"))
-    expected = golden(artifact, rows=4)
+    expected = golden(artifact, made_up(artifact.spec, rows=4))
     first, second = expected.inputs["INPUT0"], expected.inputs["INPUT1"]
     np.testing.assert_array_equal(expected.outputs["OUTPUT0"], first + second)
     np.testing.assert_array_equal(expected.outputs["OUTPUT1"], first - second)
@@ -68,7 +68,7 @@ def test_inputs_without_a_batch_axis_have_the_graphs_own_shapes(tmp_path):
     inputs = made_up(spec, rows=9)
     assert inputs["factor"].shape == ()
     assert inputs["table"].shape[1:] == (3,)
-    seen = golden(from_file(tmp_path / "m.onnx"), rows=9)
+    seen = golden(from_file(tmp_path / "m.onnx"), inputs)
     assert not seen.batched
     assert seen.inputs["factor"].shape == seen.outputs["size"].shape == (1,)  # as Triton shows what has no axis
     assert made_up(spec, rows=9)["table"].tobytes() == inputs["table"].tobytes()
@@ -116,11 +116,16 @@ def test_weights_in_other_files_are_refused_with_the_cure(tmp_path):
         read_spec(path)
 
 
-def test_a_model_that_refuses_made_up_inputs_says_what_it_was_given(tmp_path):
-    artifact = from_file(toys.table(tmp_path / "m.onnx"))
-    empty = toys.table(tmp_path / "empty.onnx", rows=0)
-    with pytest.raises(
-        PromotionError, match=r"does not take made-up inputs \(index int64\[5, 2\]\).*--golden FILE\.npz"
-    ):
-        from_file(empty)
-    assert golden(artifact, rows=2).outputs["found"].max() <= 10
+def test_a_model_that_refuses_made_up_inputs_can_be_given_others(tmp_path):
+    picky = toys.table(tmp_path / "m.onnx", rows=0)
+    says = r"does not take these inputs \(index int64\[5, 2\]\).*Give some that it takes with --golden FILE\.npz"
+    with pytest.raises(PromotionError, match=says):
+        from_file(picky)
+    np.savez(tmp_path / "golden.npz", index=np.array([[2, 3], [3, 0]]))
+    inputs = read_inputs(tmp_path / "golden.npz")
+    artifact = from_file(toys.table(tmp_path / "n.onnx"), ("low", "high"), inputs)
+    assert golden(artifact, inputs).outputs["found"].tolist() == [[20, 30], [30, 0]]
+    assert artifact.spec.labels == ("low", "high")
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    with pytest.raises(PromotionError, match=r"junk\.npz holds no arrays: .*Write it with numpy\.savez"):
+        read_inputs(tmp_path / "junk.npz")
