@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, Param, TriggerRule
+from approve_operator import APPROVE, ApproveOperator
 from stage_operator import CHECK, COMMAND, REPORT, StageOperator
 
 from pipeline.form import params
@@ -25,6 +26,8 @@ MAY_SKIP = {"build_tensorrt"}
 
 def make_proxy(dag_id: str = "make_proxy", command: Sequence[str] = COMMAND) -> DAG:
     """Return the DAG: `check`, then one task a stage of `pipeline.graph`, then `report` whatever came of them.
+
+    Before `promote` comes `approve`, which waits for a person where the settings ask for it.
 
     `command` is Flyweight's command line; the tests put a stand-in there.
     """
@@ -60,6 +63,9 @@ def make_proxy(dag_id: str = "make_proxy", command: Sequence[str] = COMMAND) -> 
         tasks = {stage.name: _task(stage, command) for stage in STAGES.values()}
         for stage in STAGES.values():
             tasks[stage.name].set_upstream([tasks[name] for name in stage.upstream] or check)
+        approve = ApproveOperator(task_id=APPROVE, doc_md="Wait for a person's word, if promote.approval asks for it.")
+        approve.set_upstream(tasks["evaluate"])
+        approve.set_downstream(tasks["promote"])
         last = [task for task in tasks.values() if not task.downstream_list]
         report.set_upstream(last)
         report.as_teardown(setups=check)

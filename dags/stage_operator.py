@@ -49,15 +49,17 @@ class MlflowRunLink(BaseOperatorLink):
 
 
 class StageOperator(BaseOperator):
-    """Runs one command of Flyweight: a stage, `check` or `report`.
+    """Runs one command of Flyweight: a stage, `check`, `report`, or any other with arguments of its own.
 
     Args:
-        stage: name in `pipeline.graph.STAGES`, or CHECK or REPORT.
+        stage: name in `pipeline.graph.STAGES`, CHECK, REPORT, or another command.
         inputs: name of the stage's input -> task whose run it is.
+        arguments: what follows the command, templated; None for those that take the settings of the run.
         command: what is run; the tests put a stand-in here.
     """
 
     operator_extra_links = (MlflowRunLink(),)
+    template_fields = ("arguments",)
     ui_color = "#e8f1fb"
 
     def __init__(
@@ -65,12 +67,14 @@ class StageOperator(BaseOperator):
         *,
         stage: str,
         inputs: Mapping[str, str] | None = None,
+        arguments: Sequence[str] | None = None,
         command: Sequence[str] = COMMAND,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.inputs = dict(inputs or {})
+        self.arguments = arguments
         self.command = list(command)
         self.mlflow_run_url = ""
         self._process: subprocess.Popen[str] | None = None
@@ -97,6 +101,8 @@ class StageOperator(BaseOperator):
             self._process.wait(timeout=GRACE_SECONDS + 5)
 
     def _arguments(self, context: Any, result: Path) -> list[str]:
+        if self.arguments is not None:
+            return [self.stage, *self.arguments]
         conf = context["dag_run"].conf or {}
         arguments = [self.stage]
         if self.stage != REPORT:

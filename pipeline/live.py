@@ -32,6 +32,7 @@ _WORDS = {
     "upstream_failed": "not run",
     "skipped": "skipped",
     "removed": "not run",
+    "awaiting_input": "waits for a person",
     "up_for_retry": "to be retried",
     "restarting": "to be retried",
 }

@@ -42,8 +42,7 @@ class Change:
 
     def serves(self) -> int | None:
         """Return the version that is to serve and whose files are there."""
-        settled = self.ledger.serving()
-        version = None if settled is None else int(settled["version"])
+        version = self.ledger.serving_version()
         return version if version is not None and self.version_directory(version).is_dir() else None
 
     def is_ready(self, version: int) -> bool:

@@ -91,6 +91,11 @@ class Ledger:
         settled = [entry for entry in self.entries() if entry["step"] in _SETTLED]
         return settled[-1] if settled and settled[-1]["step"] != WITHDRAWN else None
 
+    def serving_version(self) -> int | None:
+        """Return the version that is to serve, or None."""
+        settled = self.serving()
+        return None if settled is None else int(settled["version"])
+
     def before(self, version: int) -> int | None:
         """Return the version that served before `version` did, or None if there was none."""
         verified = [e for e in self.entries() if e["step"] == VERIFIED and e["version"] == version]

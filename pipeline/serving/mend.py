@@ -55,11 +55,10 @@ def _look(change: Change) -> Iterator[Finding]:
     """Yield one finding after another, each already put right where that is possible."""
     yield from _harmful(change)
     yield from _leftovers(change)
-    settled = change.ledger.serving()
-    if settled is None:
+    version = change.ledger.serving_version()
+    if version is None:
         yield from _never_verified(change)
         return
-    version = int(settled["version"])
     if damage := change.damage(version):
         yield Finding(
             f"the files of {change.model} version {version}, which is to serve, are damaged: {damage}",

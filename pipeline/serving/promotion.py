@@ -27,7 +27,7 @@ from pathlib import Path
 
 from pipeline import places
 from pipeline.config import Promote, Serving
-from pipeline.errors import PromotionError
+from pipeline.errors import ModelError, PromotionError
 from pipeline.serving import disk, golden, ledger, preflight, probes
 from pipeline.serving import repository as files
 from pipeline.serving.change import Change
@@ -104,7 +104,7 @@ def promote(
             model_file = staged / files.MODEL_FILE
             whole = model_file if model_file.is_file() else artifact.onnx  # an engine answers on its GPU alone
             _preflight(change, whole, demanded, serving.threads, config, number)
-        except PromotionError as error:
+        except (PromotionError, ModelError) as error:
             refuse(change, number, str(error))
         before_it = _try_candidate(change, number, attested, demanded, previous, config)
         _commit(change, number, previous)
@@ -202,9 +202,9 @@ def _already_serves(
 
 def _stage(change: Change, artifact: Artifact, serving: Serving, demanded: Golden, version: int) -> Path:
     """Write the candidate outside the repository and lint it; return the directory of its version."""
-    lint(artifact, serving)
     place = change.clear_staging()
     files.write_model(place, artifact, serving, version)
+    lint(artifact, serving)
     directory = place / str(version)
     golden.save(directory / GOLDEN_FILE, demanded)
     files.sync([directory / GOLDEN_FILE, directory])

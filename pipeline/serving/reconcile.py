@@ -7,6 +7,7 @@ verified version that was not observed to the end is observed now, and the alias
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
@@ -57,10 +58,9 @@ def reconcile(serving: Serving, registry: Registry, control: Control, config: Pr
 
 def _restore(change: Change, serving: Serving, registry: Registry) -> list[Finding]:
     """Fetch damaged files of the version that is to serve, and of the one before it, from the registry again."""
-    settled = change.ledger.serving()
-    if settled is None:
+    version = change.ledger.serving_version()
+    if version is None:
         return []
-    version = int(settled["version"])
     found = []
     for number in (version, change.ledger.before(version)):
         damage = change.damage(number) if number is not None else None
@@ -85,12 +85,24 @@ def _fetch(change: Change, serving: Serving, registry: Registry, version: int) -
         pulled = pull(registry, change.model, version, room / "pulled")
         fresh = room / str(version)
         files.write_version(fresh, pulled.artifact, serving, version)
+        _keep_config(change, version, fresh)
         golden.save(fresh / GOLDEN_FILE, pulled.golden)
         files.sync([fresh / GOLDEN_FILE, fresh])
         place = change.version_directory(version)
         if place.exists():
             disk.remove(place)
         disk.rename(fresh, place)
+
+
+def _keep_config(change: Change, version: int, fresh: Path) -> None:
+    """Give the fresh files the config that the version was promoted with, where it can still be read."""
+    kept = [change.version_directory(version) / files.CONFIG_FILE]
+    if version == change.ledger.serving_version():
+        kept.append(change.directory / files.CONFIG_FILE)
+    for path in kept:
+        if path.is_file():
+            (fresh / files.CONFIG_FILE).write_text(files.with_versions(path, [version]), encoding="utf-8")
+            return
 
 
 def _end(change: Change, registry: Registry, config: Promote, version: int) -> list[Finding]:

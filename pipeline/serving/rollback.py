@@ -42,10 +42,9 @@ def rollback(model: str, control: Control, load_timeout: float = 60.0) -> int:
 
 def _target(change: Change) -> tuple[int, int]:
     """Return (version that answers or would after a restart, version to go back to). Raises `PromotionError`."""
-    settled = change.ledger.serving()
-    if settled is None:
+    version = change.ledger.serving_version()
+    if version is None:
         raise PromotionError(f"{change.model} cannot be rolled back: no version of it serves by {change.ledger.path}")
-    version = int(settled["version"])
     policy = files.served_versions(change.directory)
     if policy and policy[-1] != version:
         return policy[-1], version

@@ -21,15 +21,17 @@ def dag():
 
 
 def test_there_is_one_task_a_stage_and_the_edges_are_the_graphs(dag):
-    assert set(dag.task_ids) == {"check", "report", *STAGES}
+    assert set(dag.task_ids) == {"check", "approve", "report", *STAGES}
     for stage in STAGES.values():
-        assert dag.get_task(stage.name).upstream_task_ids == set(stage.upstream or ["check"])
+        approved = {"approve"} if stage.name == "promote" else set()
+        assert dag.get_task(stage.name).upstream_task_ids == {*(stage.upstream or ["check"]), *approved}
+    assert dag.get_task("approve").upstream_task_ids == {"evaluate"}
     assert dag.get_task("report").upstream_task_ids == {"check", "verify_served"}
 
 
 def test_the_report_comes_after_every_stage_and_whatever_became_of_them(dag):
     report = dag.get_task("report")
-    assert report.get_flat_relative_ids(upstream=True) == {"check", *STAGES}
+    assert report.get_flat_relative_ids(upstream=True) == {"check", "approve", *STAGES}
     assert report.is_teardown
     assert report.on_failure_fail_dagrun is False
 

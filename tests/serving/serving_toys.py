@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -265,6 +266,14 @@ class Server:
                 assert time.monotonic() < deadline, self.log.read_text()[-3000:]
                 time.sleep(0.05)
 
+    def wait_ready(self, model: str) -> None:
+        """Wait until `model` answers, as it does after a restart."""
+        deadline = time.monotonic() + 60
+        with Client(self.url, timeout=1) as client:
+            while not client.ready(model):
+                assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+                time.sleep(0.05)
+
     def kill(self) -> None:
         """As kill -9, with its stubs; what it left in shared memory is removed, as nobody else would."""
         assert self.process is not None
@@ -286,3 +295,42 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+class Clients:
+    """Closed-loop clients in threads; each answer must be bit-equal to what one of the allowed files gives."""
+
+    def __init__(self, model, files, count=4):
+        self.model, self.inputs = model, {"image": images(1, seed=5)}
+        self.allowed = [OnnxRunner(file)(self.inputs)["logits"] for file in files]
+        self.failed, self.wrong, self.versions = [], 0, []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+
+    def _ask(self):
+        with Client() as client:
+            while not self._stop.is_set():
+                try:
+                    answer = client.infer(self.model, self.inputs)
+                except TritonError as error:
+                    self.failed.append(str(error))
+                    continue
+                self.versions.append(answer.version)
+                self.wrong += not any(np.array_equal(answer.outputs["logits"], one) for one in self.allowed)
+
+    def see(self, version):
+        """Wait until a client was answered by `version`."""
+        deadline = time.monotonic() + 30
+        while version not in self.versions:
+            assert time.monotonic() < deadline, f"nobody was answered by version {version}"
+            time.sleep(0.01)
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()

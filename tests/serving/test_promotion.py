@@ -125,7 +125,9 @@ def test_an_older_version_can_be_asked_for_by_number_and_left_again(home, fake, 
 def test_a_bad_candidate_is_refused_and_the_champion_serves_on(home, fake, registry, promote, fault, says):
     one, bad = artifact(home, 1.0), artifact(home, 2.0)
     demanded = golden(bad, 20)
-    config = Promote(load_timeout_s=5.0, observe_s=0.0, probes=20 if fault == "changed" else 6, max_p99_ms=100.0)
+    config = Promote(
+        load_timeout_s=5.0, observe_s=0.0, probes=20 if fault == "changed" else 6, max_p99_ms=100.0, max_p99_ratio=1e6
+    )
     settings = Serving(model="proxy", max_batch_size=32, instances=1)
     promote(one, settings)
     getattr(fake, fault).add(bad.sha256)
@@ -182,14 +184,16 @@ def test_a_version_that_turns_bad_when_it_goes_live_is_taken_back(home, fake, re
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"), [("failing", "probes failed"), ("slow", "too slow"), ("changed", "have drifted")]
+    ("fault", "says"), [("failing", "requests failed"), ("slow", "too slow"), ("changed", "have drifted")]
 )
 def test_a_version_that_turns_bad_while_it_is_observed_is_taken_back(
     home, fake, registry, promote, monkeypatch, fault, says
 ):
     one, bad = artifact(home, 1.0), artifact(home, 2.0)
     settings = Serving(model="proxy", max_batch_size=32, instances=1)
-    config = Promote(load_timeout_s=5.0, observe_s=20.0, probes=20, max_p99_ms=100.0, observe_requests=200)
+    config = Promote(
+        load_timeout_s=5.0, observe_s=20.0, probes=20, max_p99_ms=100.0, max_p99_ratio=1e6, observe_requests=200
+    )
     promote(one, settings, golden(one, 20), QUICK)
     live = promotion._go_live
     monkeypatch.setattr(promotion, "_go_live", lambda *a: (live(*a), getattr(fake, fault).add(bad.sha256)))

@@ -1,22 +1,22 @@
 """The protocol on the real local Triton: no request is lost or answered wrongly while versions change."""
 
 import stat
-import threading
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
-from serving_toys import SHAPE, Registry, artifact, golden, images
+from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
 from pipeline.config import Serving
-from pipeline.errors import PromotionError
 from pipeline.runners import OnnxRunner
 from pipeline.serving import load, local_triton, promotion
 from pipeline.serving.client import Client, TritonError, TritonRunner, classify
-from pipeline.serving.repository import Artifact
+from pipeline.serving.rollback import rollback
+from pipeline.serving.temporary import remove_models, temporary_models
 
 pytestmark = pytest.mark.integration
 
@@ -33,52 +33,14 @@ def promote(triton, client, tmp_path):
     model = f"proxy_{tmp_path.name}"[:40].lower()
     registry = Registry(tmp_path / "registry.json")
 
-    def run(what, timeout=30.0, demanded=None):
+    def run(what, demanded=None):
         settings = Serving(model=model, max_batch_size=8, instances=1)
-        return promotion.promote(settings, what, demanded or golden(what), registry, {}, client, timeout)
+        config = QUICK.model_copy(update={"load_timeout_s": 30.0})
+        return promotion.promote(settings, what, demanded or golden(what), registry, {}, client, config)
 
     run.model, run.registry = model, registry
     yield run
-    promotion._remove_models(client, model)
-
-
-class Clients:
-    """Closed-loop clients in threads; each answer must be bit-equal to what one of the allowed files gives."""
-
-    def __init__(self, model, files, count=4):
-        self.model, self.inputs = model, {"image": images(1, seed=5)}
-        self.allowed = [OnnxRunner(file)(self.inputs)["logits"] for file in files]
-        self.failed, self.wrong, self.versions = [], 0, []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
-
-    def _ask(self):
-        with Client() as client:
-            while not self._stop.is_set():
-                try:
-                    answer = client.infer(self.model, self.inputs)
-                except TritonError as error:
-                    self.failed.append(str(error))
-                    continue
-                self.versions.append(answer.version)
-                self.wrong += not any(np.array_equal(answer.outputs["logits"], one) for one in self.allowed)
-
-    def see(self, version):
-        """Wait until a client was answered by `version`."""
-        deadline = time.monotonic() + 30
-        while version not in self.versions:
-            assert time.monotonic() < deadline, f"nobody was answered by version {version}"
-            time.sleep(0.01)
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    remove_models(client, model)
 
 
 def test_promotions_and_rollbacks_under_load_lose_nothing(promote, tmp_path):
@@ -90,7 +52,7 @@ def test_promotions_and_rollbacks_under_load_lose_nothing(promote, tmp_path):
         clients.see(2)
         assert promote(three).version == 3
         clients.see(3)
-        assert promotion.rollback(promote.model) == 2
+        assert rollback(promote.model, client) == 2
         clients.versions.clear()
         clients.see(2)
     assert clients.failed == []
@@ -108,31 +70,10 @@ def test_the_running_model_attests_what_it_serves(promote, client, tmp_path):
     assert promote(two).reused
 
 
-def test_broken_candidates_are_refused_and_the_champion_answers_on(promote, client, tmp_path):
-    one = artifact(tmp_path, 1.0)
-    promote(one)
-    no_model = tmp_path / "junk" / "model.onnx"
-    no_model.parent.mkdir()
-    no_model.write_bytes(b"this is no ONNX file")
-    junk = Artifact(no_model, one.spec, local_sha(no_model), "junk")
-    infinite = artifact(tmp_path, 5.0, zeros=True)
-    other = artifact(tmp_path, 7.0)
-    with Clients(promote.model, [one.onnx]) as clients:
-        with pytest.raises(PromotionError, match=r"the candidate cannot be served: .*INVALID_PROTOBUF|InvalidProtobuf"):
-            promote(junk, demanded=golden(one))
-        with pytest.raises(PromotionError, match="not finite"):
-            promote(infinite)
-        with pytest.raises(PromotionError, match="golden answers differ"):
-            promote(other, demanded=golden(one))
-    assert (clients.failed, clients.wrong, set(clients.versions)) == ([], 0, {1})
-    assert promote.registry.aliases == {"champion": 1}
-    assert [name for name in client.index() if name.startswith(f"{promote.model}__")] == []
-
-
 def test_temporary_models_answer_and_vanish(triton, client, tmp_path):
     models = [artifact(tmp_path, 1.0, "teacher"), artifact(tmp_path, 2.0, "int8")]
     settings = Serving(model="measured", instances=1)
-    with promotion.temporary_models(settings, models) as names:
+    with temporary_models(settings, models) as names:
         for model in models:
             runner = TritonRunner(names[model.candidate])
             answer = runner({"image": images(3)})
@@ -160,13 +101,15 @@ def test_failed_requests_are_counted_by_status(triton, promote, tmp_path):
 def test_images_larger_than_a_flow_control_window_arrive(triton, client, tmp_path):
     model = artifact(tmp_path, 1.0, "wide")
     settings = Serving(model="wide", instances=1, max_batch_size=20_000)
-    with promotion.temporary_models(settings, [model]) as names:
+    with temporary_models(settings, [model]) as names:
         name = names["wide"]
-        request = load._request(name, "", "image", "UINT8", images(20_000))  # 80 kB: several frames, more than a window
-        plan = {"address": triton.url, "concurrency": 3, "seconds": 2.0, "warmup": 0.0, "timeout": 10.0}
-        seen = load._run(plan, [request])
-    assert seen["failures"] == {}
-    assert len(seen["latencies"]) >= 3
+        whole = SimpleNamespace(name="image", datatype="UINT8", shape=[20_000, *SHAPE])  # 80 kB: more than a window
+        requests = load._requests(name, "", [whole], {"image": images(20_000)[None]})
+        plan = {"address": triton.url, "window": 700_000_000, "windows": 3, "warmup": 0, "silence": 10}
+        seen = load.drive([{**plan, "loop": "closed", "concurrency": 3, "connections": 1}], requests)
+    parts = [part for parts in seen.windows.values() for part in parts]
+    assert [part["failures"] for part in parts] == [{}, {}, {}]
+    assert sum(part["answered"] for part in parts) >= 3
 
 
 def test_labels_come_from_the_server(promote, tmp_path):
@@ -223,13 +166,7 @@ def test_a_restart_serves_the_champion(triton, client, promote, tmp_path):
     assert client.attested(promote.model) == (two.sha256, 2)
     assert promote.model in local_triton.served_models(triton.repository)
     assert "half__cand" not in local_triton.served_models(triton.repository)
-    promotion._remove_models(client, "half__cand")
-
-
-def local_sha(path):
-    from pipeline.checkpoint import sha256
-
-    return sha256(path)
+    remove_models(client, "half__cand")
 
 
 def test_one_image_of_the_test_shape_is_one_request():

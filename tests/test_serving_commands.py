@@ -1,0 +1,132 @@
+"""The commands around the protocol: what they say and how they end; tests/serving holds what they do."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "serving"))
+
+from serving_toys import FakeTriton, Registry, artifact, golden
+
+from pipeline import __main__, tracking
+from pipeline.errors import FlyweightError, PromotionError
+from pipeline.runners import OnnxRunner
+from pipeline.serving import client, preflight, promotion
+from pipeline.serving.ledger import Ledger, lock
+
+QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4")
+
+
+@pytest.fixture
+def stand(tmp_path, monkeypatch):
+    """A registry, a stand-in for Triton, and a function that puts artifacts into the registry."""
+    monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(tmp_path / "triton_repo"))
+    (tmp_path / "triton_repo").mkdir()
+    registry, fake = (
+        Registry(tmp_path / "registry.json"),
+        FakeTriton(tmp_path / "triton_repo", tmp_path / "loaded.json"),
+    )
+    fake.__class__.__enter__ = lambda self: self
+    fake.__class__.__exit__ = lambda self, *_: None
+    monkeypatch.setattr(client, "Client", lambda: fake)
+    monkeypatch.setattr(tracking, "registry", lambda: registry)
+    monkeypatch.setattr(preflight, "answers", lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs))
+
+    def register(factor):
+        what = artifact(tmp_path, factor)
+        version = registry.register(
+            "proxy", what.onnx.parent, {"sha256": what.sha256, "verdict": "PROMOTE", "candidate": "int8"}
+        )
+        promotion.golden.save(tmp_path / "golden.safetensors", golden(what))
+        registry.attach("proxy", version, tmp_path / "golden.safetensors")
+        return what
+
+    register.registry, register.fake = registry, fake
+    return register
+
+
+def run(*arguments):
+    """(exit code or the error that `run` turns into one, what was printed)"""
+    done = CliRunner().invoke(__main__.main, arguments)
+    return done.exception or done.exit_code, done.output
+
+
+def test_a_registered_version_goes_live_and_back_and_the_history_tells_it(stand):
+    one, two = stand(1.0), stand(2.0)
+    code, said = run("promote", "1", *QUICK)
+    assert (code, said.splitlines()[-1]) == (0, f"proxy serves version 1 (replaced version none), SHA-256 {one.sha256}")
+    code, said = run("promote", "2", *QUICK)
+    assert (code, said.splitlines()[-1]) == (0, f"proxy serves version 2 (replaced version 1), SHA-256 {two.sha256}")
+    assert "(served already)" in run("promote", "2", *QUICK)[1]
+    assert stand.registry.aliases("proxy") == {"champion": 2, "previous": 1}
+    assert run("rollback")[1].splitlines()[-1] == "proxy serves version 1 again"
+    assert stand.registry.aliases("proxy")["champion"] == 1
+    code, said = run("history")
+    assert code == 0
+    assert [line.split()[2:4] for line in said.splitlines()] == [
+        *([version, what] for version in "12" for what in ("live", "observed", "champion")),
+        ["1", "rolled"],
+    ]
+    assert json.loads(run("history", "--json")[1].splitlines()[-1])["detail"] == "from version 2"
+
+
+def test_promote_with_a_version_takes_nothing_of_the_stage(stand):
+    stand(1.0)
+    error, _ = run("promote", "1", "--input", "candidates=x", "--force")
+    assert isinstance(error, FlyweightError)
+    assert str(error) == "promote 1 takes the registered version: --input, --force belongs to the stage"
+
+
+def test_without_a_version_it_is_still_the_stage(stand):
+    error, _ = run("promote")
+    assert "promote needs candidates, evaluation" in str(error)
+
+
+def test_reconcile_says_what_it_did_and_what_a_person_must_do(stand, tmp_path):
+    assert run("reconcile")[1].splitlines()[-1] == "nothing is served as proxy"
+    stand(1.0)
+    run("promote", "1", *QUICK)
+    assert run("reconcile", *QUICK)[1].splitlines() == ["proxy serves version 1"]
+    stand.fake.unload("proxy")
+    code, said = run("reconcile", *QUICK)
+    assert code == 0
+    assert said.splitlines() == ["- proxy: version 1 is not loaded, not READY (put right)", "proxy serves version 1"]
+    (tmp_path / "triton_repo" / "proxy" / "2.tmp").mkdir()
+    error, said = run("reconcile", *QUICK)
+    assert isinstance(error, FlyweightError) and "Move it away" in str(error)
+    with lock("proxy"):
+        assert "is being changed right now" in run("reconcile", *QUICK)[1]
+
+
+def test_gc_says_what_it_removed(stand):
+    for factor in (1.0, 2.0, 3.0):
+        stand(factor)
+    for version in "123":
+        run("promote", version, *QUICK)
+    code, said = run("gc")
+    assert code == 0
+    assert said == "removed version 1 of proxy (0.0 MB); the registry still has it\n"
+    assert run("gc")[1] == "every version of proxy on disk is needed\n"
+
+
+def test_an_unfinished_change_is_in_the_history(stand):
+    Ledger("proxy").append("begin", version=1, sha256="0" * 64, previous=None)
+    assert run("history")[1] == "not at its end: version 1: the last step was begin; `flyweight reconcile` ends it\n"
+
+
+def test_a_server_that_is_away_may_come_back(stand):
+    stand(1.0)
+    stand.fake.dead = True
+    error, _ = run("promote", "1", *QUICK)
+    assert isinstance(error, ConnectionError)  # exit code 1: another try may pass
+    assert "Triton is away" in str(error)
+
+
+def test_an_unknown_version_is_named(stand):
+    error, _ = run("promote", "5")
+    assert isinstance(error, PromotionError)
+    assert "has no version 5 of proxy" in str(error)
