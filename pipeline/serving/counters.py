@@ -18,6 +18,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from pipeline import places
+from pipeline.serving import tls
 
 _SECONDS = 2.0
 _GAUGE = re.compile(r"^(nv_cpu_utilization|nv_gpu_utilization)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -64,7 +65,7 @@ class Counters:
 
     def __init__(self, model: str, version: str, url: str) -> None:
         self._model, self._version = model, version
-        self._client = triton.InferenceServerClient(url)
+        self._client = triton.InferenceServerClient(url, **tls.client_options())
         self._metrics: str | None = f"http://{url.rpartition(':')[0]}:{places.port('triton_metrics')}/metrics"
 
     def __enter__(self) -> Counters:

@@ -60,6 +60,7 @@ class Traffic:
         silence: longest time in seconds without any answer before `TimeoutError`.
         control: a file whose end means that it is enough; None for none.
         say: gets a line at the end of each window.
+        tls: files for encrypted connections; none for none.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Traffic:
         silence: float,
         control: IO[str] | None = None,
         say: Callable[[Mapping[str, Any]], None] = lambda line: None,
+        tls: Mapping[str, Any] | None = None,
     ) -> None:
-        self.lines = [Line(Connection(address, METHOD, silence)) for _ in range(connections)]
+        self.lines = [Line(Connection(address, METHOD, silence, tls)) for _ in range(connections)]
         self.windows: defaultdict[int, Window] = defaultdict(Window)
         """By number; negative ones are before the measurement, and are not counted."""
         self.late = Histogram()
@@ -187,7 +189,9 @@ def main(plan_file: Path) -> None:
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     run = {"closed": closed_loop.run, "open": open_loop.run}[plan["loop"]]
     messages = [(plan_file.parent / name).read_bytes() for name in plan["messages"]]
-    traffic = Traffic(plan["address"], plan["connections"], messages, plan["silence"], sys.stdin, _print)
+    traffic = Traffic(
+        plan["address"], plan["connections"], messages, plan["silence"], sys.stdin, _print, plan.get("tls")
+    )
     _print({"connected": len(traffic.lines)})
     begin = int(sys.stdin.readline())
     traffic.begin(begin + plan["warmup"], plan["window"], plan["windows"])

@@ -30,7 +30,7 @@ from tritonclient.utils import triton_to_np_dtype
 from pipeline import places
 from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
-from pipeline.serving import closed_loop, counters, open_loop
+from pipeline.serving import closed_loop, counters, open_loop, tls
 from pipeline.serving.client import Client
 from pipeline.serving.counters import ServerSide
 from pipeline.serving.histogram import Histogram
@@ -203,6 +203,7 @@ def run(
         "windows": WINDOWS + patience,
         "warmup": int(warmup * 1e9),
         "silence": _SILENCE_SECONDS,
+        "tls": tls.client_options(),
     }
     most = _most_processes(load)
     count = processes or 1

@@ -1,10 +1,14 @@
 """Against the reference implementation of gRPC, in this process."""
 
+import ssl
+import subprocess
+import sys
 from concurrent import futures
 
 import grpc
 import pytest
 
+from pipeline.config import ROOT
 from pipeline.serving.http2 import STATUS, Connection, prefixed
 
 METHOD = "/test.Service/Reverse"
@@ -84,3 +88,39 @@ def test_a_server_that_goes_away_is_an_error():
         while True:
             connection.receive()
     connection.close()
+
+
+@pytest.fixture(scope="module")
+def encrypted(tmp_path_factory):
+    """A server that wants a certificate of its clients, and the files for one."""
+    folder = tmp_path_factory.mktemp("tls") / "made"
+    subprocess.run([sys.executable, ROOT / "infra" / "make_certificates.py", folder, "127.0.0.1"], check=True)
+    ca, certificate, key = ((folder / name).read_bytes() for name in ("ca.pem", "server.pem", "server.key"))
+    credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
+    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
+    handler = grpc.unary_unary_rpc_method_handler(_reverse)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", {"Reverse": handler})])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    files = {"root_certificates": "ca.pem", "certificate_chain": "client.pem", "private_key": "client.key"}
+    yield f"127.0.0.1:{port}", {name: str(folder / file) for name, file in files.items()}
+    server.stop(None)
+
+
+@pytest.mark.parametrize("size", [1, 200_000])
+def test_calls_over_mutual_tls_arrive(encrypted, size):
+    address, files = encrypted
+    received.clear()
+    connection = Connection(address, METHOD, 10, files)
+    messages = [bytes([index]) * size for index in range(50)]
+    assert run(connection, messages) == ["OK"] * 50
+    assert sorted(received) == messages
+    connection.close()
+
+
+def test_a_server_of_another_authority_is_refused(encrypted):
+    import certifi
+
+    address, files = encrypted
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate verify failed"):
+        Connection(address, METHOD, 10, {**files, "root_certificates": certifi.where()})
