@@ -2,7 +2,7 @@
 
 Latency counts from when a request was due and not from when it could be sent, so that a server (or this process) that
 stalls is charged for every request that was due in the meantime. A generator that waits for answers, or that counts from
-sending, leaves those out ("coordinated omission": https://github.com/giltene/wrk2#acknowledgements).
+sending, leaves those out ("coordinated omission": https://github.com/giltene/wrk2).
 """
 
 from __future__ import annotations
