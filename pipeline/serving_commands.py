@@ -1,4 +1,4 @@
-"""The commands that change what is served, or say what was: promote VERSION, rollback, history, reconcile, gc."""
+"""The commands that change what is served, or say what was: promote VERSION, rollback, history, reconcile, gc, ensemble."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.errors import FlyweightError
 
 def add_to(main: click.Group) -> None:
     """Add the commands to `main`; its stage ``promote`` learns to take a VERSION."""
-    for command in (rollback, history, reconcile, gc):
+    for command in (rollback, history, reconcile, gc, ensemble):
         main.add_command(command)
     main.add_command(_with_version(main.commands["promote"]))
 
@@ -48,7 +48,7 @@ def _with_version(stage: click.Command) -> click.Command:
         of_the_stage = {"inputs": "--input", "pipeline": "--pipeline", "force": "--force", "result": "--result"}
         if given := [option for key, option in of_the_stage.items() if options[key]]:
             what = "the registered version" if onnx is None else "a file"
-            raise FlyweightError(f"promote takes {what} here: {', '.join(given)} belongs to the stage")
+            raise FlyweightError(f"promote takes {what} here: {', '.join(given)} is for the stage alone")
         if version is not None and onnx is not None:
             raise FlyweightError(f"promote takes the registered version {version} or the file {onnx}, not both")
         if onnx is not None:
@@ -197,6 +197,19 @@ def gc(model: str) -> None:
         click.echo(f"removed version {version} of {model} ({size / 1e6:.1f} MB); the registry still has it")
     if not freed:
         click.echo(f"every version of {model} on disk is needed")
+
+
+@click.command()
+@click.argument("name")
+@click.argument("steps", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def ensemble(name: str, steps: Path) -> None:
+    """Serve several models as one called NAME; the YAML file STEPS says who gets what from whom."""
+    from pipeline.serving import ensemble as together
+
+    read = together.read_steps(steps)
+    with _triton() as client:
+        together.publish(name, read, client)
+    click.echo(f"{name} answers with {', then '.join(step.model for step in read)}")
 
 
 @contextlib.contextmanager

@@ -74,12 +74,15 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of a formed batch, each with a response or an error of its own."""
-        if self.gate is not None and self.gate.refuses(len(requests)):
-            return [self.gate.refusal() for _ in requests]
-        answers = self._together(requests) if self.batched else [self._alone(request) for request in requests]
-        if self.gate is not None:
-            self.gate.answered()
+        if self.gate is None:
+            return self._answers(requests)
+        refused = self.gate.refuses(len(requests))
+        answers = [self.gate.refusal() for _ in requests] if refused else self._answers(requests)
+        self.gate.answered()
         return answers
+
+    def _answers(self, requests: list[Any]) -> list[Any]:
+        return self._together(requests) if self.batched else [self._alone(request) for request in requests]
 
     def _together(self, requests: list[Any]) -> list[Any]:
         """Answer a batch with one run. Where that fails its halves are tried, so that only the culprit gets the error."""
@@ -141,7 +144,7 @@ class Gate:
 
     Triton 2.51's own limit makes its batcher stall (docs/decisions/triton-queue.md), and its Python backend is not told
     how many requests wait. Its metrics say so. They are read by a thread of this class, and only while this copy of the
-    model has had no rest for `_BUSY_SECONDS`: a server with time to spare pays nothing.
+    model rests less than half of its time: a server with time to spare pays nothing.
 
     Args:
         model, version: which of the metrics to look for.
@@ -150,8 +153,6 @@ class Gate:
         copies: of the model, which share what is to be refused.
     """
 
-    _BUSY_SECONDS = 0.05
-    _REST_SECONDS = 0.002
     _POLL_SECONDS = 0.025
 
     def __init__(self, model: str, version: str, most: int, longest: float, copies: int) -> None:
@@ -162,21 +163,25 @@ class Gate:
         self._succeeded = re.compile(rb"nv_inference_request_success" + labels)
         self._seen = (0.0, 0.0)
         self._left = 0
-        self._answered = self._busy_since = 0.0
+        self._answered = self._since = time.monotonic()
+        self._rested = 0.0
         self._look = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def refuses(self, requests: int) -> bool:
         """Return whether the next `requests` are to be refused."""
         now = time.monotonic()
-        if now - self._answered > self._REST_SECONDS:
-            self._busy_since, self._left = now, 0
-        elif now - self._busy_since > self._BUSY_SECONDS:
-            self._look.set()
+        rested = now - self._answered
+        if rested > self._POLL_SECONDS:  # nobody waits
+            self._left = 0
+        self._rested += rested
+        if now - self._since > self._POLL_SECONDS:
+            if self._rested < (now - self._since) / 2:
+                self._look.set()
+            self._since, self._rested = now, 0.0
         if self._left <= 0:
             return False
         self._left -= requests
-        self._answered = now
         return True
 
     def refusal(self) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -11,8 +12,8 @@ import numpy as np
 import onnx_toys as toys
 import pytest
 import tritonclient.grpc as grpcclient
+from onnx import TensorProto, helper
 from serving_toys import SHAPE, Server, artifact, images
-from tritonclient.utils import InferenceServerException
 
 from pipeline.config import ROOT, Serving
 from pipeline.serving import repository
@@ -115,14 +116,14 @@ def test_classes_are_answered_by_name(serve, client, tmp_path):
     assert client.labels(name) == ["none", "some", "all"]
 
 
-def test_priorities_are_taken_and_others_refused(serve, client, tmp_path):
+def test_priorities_are_taken(serve, client, tmp_path):
     name = serve(make(tmp_path, toys.add_sub), priority_levels=2)
     ones = np.ones((1, 16), np.int32)
     assert client.infer(name, {"INPUT0": ones, "INPUT1": ones}).outputs["OUTPUT0"].tolist() == [[2] * 16]
     tensors = [_tensor("INPUT0", ones), _tensor("INPUT1", ones)]
     assert client._client.infer(name, tensors, priority=1).as_numpy("OUTPUT1").tolist() == [[0] * 16]
-    with pytest.raises(InferenceServerException, match="priority"):
-        client._client.infer(name, tensors, priority=3)
+    levels = client._client.get_model_config(name).config.dynamic_batching
+    assert (levels.priority_levels, levels.default_priority_level) == (2, 2)
 
 
 def _tensor(name, array):
@@ -144,6 +145,25 @@ def test_plain_http_gets_answers_too(serve, triton, tmp_path):
     with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode())) as response:
         outputs = {output["name"]: output["data"] for output in json.load(response)["outputs"]}
     assert outputs == {"OUTPUT0": list(range(1, 17)), "OUTPUT1": list(range(-1, 15))}
+
+
+def test_the_example_over_plain_http_runs(serve, triton, tmp_path):
+    weights = {"weights": np.arange(784 * 3, dtype=np.float32).reshape(784, 3)}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    inputs = [("image", TensorProto.UINT8, ["N", 1, 28, 28])]
+    outputs = [("logits", TensorProto.FLOAT, ["N", 3])]
+    file = toys.write(tmp_path / "digits.onnx", nodes, inputs, outputs, weights)
+    name = serve(from_file(file, ("shirt", "shoe", "bag")))
+    text = (ROOT / "examples" / "http_client.py").read_text(encoding="utf-8")
+    text = text.replace("127.0.0.1:8000/v2/models/proxy", f"127.0.0.1:{triton.ports['http_port']}/v2/models/{name}")
+    (tmp_path / "picture").write_bytes(bytes([1] * 784))
+    program = [sys.executable, "-c", text, str(tmp_path / "picture")]
+    said = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"\['[\d.]+:2:bag', '[\d.]+:1:shoe', '[\d.]+:0:shirt'\] from version 1\n", said)
 
 
 def test_nothing_is_written_into_the_repository(serve, client, triton, tmp_path):
