@@ -186,3 +186,23 @@ def test_a_stage_that_is_told_to_stop_ends_its_run(stage):
     note = json.loads(handover.tags_of(evidence.find_parent("latest"))["flyweight.stage.fake"])
     assert note["status"] == "killed"
     assert handover.get_run(note["run_id"])["info"]["status"] == "KILLED"
+
+
+def test_what_is_no_stage_is_one_finished_run_with_its_files(mlflow_server, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    (tmp_path / "tuning.md").write_text("| a table |")
+    address = tracking.log_run("tune-serving", {"chosen.threads": 2}, {"ratio": 1.25}, tmp_path)
+    run = handover.get_run(address.rpartition("/")[2])
+    assert run["info"]["status"] == "FINISHED"
+    assert handover.tags_of(run)["flyweight.kind"] == "tune-serving"
+    assert [(metric["key"], metric["value"]) for metric in run["data"]["metrics"]] == [("ratio", 1.25)]
+    assert run["data"]["params"] == [{"key": "chosen.threads", "value": "2"}]
+    assert handover.artifact(run["info"]["run_id"], "tuning.md") == b"| a table |"
+
+
+def test_a_run_without_mlflow_fails_at_once_with_the_cure(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(
+        ConnectionError, match=r"MLflow does not answer at http://127\.0\.0\.1:9 .*start it with `flyweight up`"
+    ):
+        tracking.log_run("tune-serving", {}, {}, tmp_path)

@@ -257,10 +257,11 @@ def through_triton(config: Evaluate, serving: Serving, subjects: Subjects, candi
         turns = [(level, name) for level in config.concurrency for name in names]
         for place, (level, name) in enumerate(turns):
             found = load.measure(names[name], "", images, level, config.load_seconds)
-            if found.requests == found.failures:
+            if found.throughput == 0:
+                errors = ", ".join(f"{count} x {status}" for status, count in found.errors.items())
                 raise RuntimeError(
-                    f"Triton answered none of {found.requests} requests to {name} with {level} in flight: "
-                    f"{', '.join(f'{count} x {status}' for status, count in found.errors.items())}; see its log"
+                    f"Triton answered none of {found.requests} requests to {name} with {level} in flight within "
+                    f"evaluate.load_seconds = {config.load_seconds:g} s ({errors or 'no errors'}); see its log"
                 )
             served[name][level] = Served(
                 throughput=found.throughput,
