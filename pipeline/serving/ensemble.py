@@ -64,6 +64,7 @@ def config_pbtxt(steps: Sequence[Step], configs: Mapping[str, Any]) -> str:
     """
     if not steps:
         raise PromotionError("an ensemble needs at least one step")
+    batch = _batch(steps, configs)
     taken: dict[str, _Tensor] = {}
     given: dict[str, _Tensor] = {}
     used: set[str] = set()
@@ -82,7 +83,7 @@ def config_pbtxt(steps: Sequence[Step], configs: Mapping[str, Any]) -> str:
     results = [tensor for name, tensor in given.items() if name not in used]
     lines = [
         f'platform: "{_PLATFORM}"',
-        f"max_batch_size: {_batch(steps, configs)}",
+        f"max_batch_size: {batch}",
         *(_line("input", tensor) for tensor in taken.values()),
         *(_line("output", tensor) for tensor in results),
         f"ensemble_scheduling {{ {' '.join(map(_step, steps))} }}",

@@ -39,6 +39,12 @@ def up(tmp_path, monkeypatch):
     wait_until(served)
     yield
     stack.down(say=lambda line: None)
+    for left in local_triton.SHARED_MEMORY.glob(f"{prefix()}*"):  # of a server that was not started again
+        left.unlink()
+
+
+def prefix() -> str:
+    return local_triton._shared_memory_prefix(places.triton_repository(), places.port("triton_grpc"))
 
 
 def wait_until(done) -> None:
@@ -74,9 +80,10 @@ def test_a_killed_server_is_back_with_what_it_served(up):
     assert "supervise: it ended with code 137; starting it again in 0.25 s (failure 1 of 6 in a row)" in processes.tail(
         "triton", 1000
     )
-    prefix = local_triton._shared_memory_prefix(places.triton_repository(), places.port("triton_grpc"))
-    stubs = {argument for process in second.children() for argument in process.cmdline() if argument.startswith(prefix)}
-    assert {path.name for path in local_triton.SHARED_MEMORY.glob(f"{prefix}*")} == stubs  # the dead one's are gone
+    stubs = {
+        argument for process in second.children() for argument in process.cmdline() if argument.startswith(prefix())
+    }
+    assert {path.name for path in local_triton.SHARED_MEMORY.glob(f"{prefix()}*")} == stubs  # the dead one's are gone
     stack.down(say=lambda line: None)
     assert not second.is_running()
 
