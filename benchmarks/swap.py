@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.checkpoint import Preprocessing, image_classifier, sha256
 from pipeline.config import Promote, Serving
 from pipeline.runners import OnnxRunner
-from pipeline.serving import local_triton, promotion
+from pipeline.serving import disk, local_triton, promotion
+from pipeline.serving import repository as files
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.golden import Golden
 from pipeline.serving.repository import Artifact
@@ -270,43 +271,51 @@ def timed(work: Any) -> tuple[float, float]:
 
 
 def memory_test(server: Triton, directory: Path, swaps: int) -> dict[str, Any]:
-    """Swap `swaps` times, and then so that something stays behind each time; return sizes and whether they are flat."""
+    """Swap `swaps` times, then load models that stay; return the sizes after each and whether they are flat."""
     wares = [artifact(directory, 1000 + seed) for seed in range(2)]
+    settings = Serving(model="memory", max_batch_size=16, instances=1)
     config = Promote(observe_s=0.0, probes=5, max_drift=1.0, max_p99_ratio=1e6)
-    found: dict[str, Any] = {"swaps": swaps, "bound": BOUND}
-    for kind in ("swaps", "control"):
-        registry, sizes = Counting(), []
-        model = f"memory_{kind}"
-        with Client() as control:
-            for number in range(swaps if kind == "swaps" else max(8, swaps // 4)):
-                ware = wares[number % 2]
-                registry.version_with_sha = lambda name, sha256: None  # every swap is a new version
-                demanded = Golden({"image": images(16)}, OnnxRunner(ware.onnx)({"image": images(16)}))
-                promotion.promote(
-                    Serving(model=model, max_batch_size=16, instances=1), ware, demanded, registry, {}, control, config
-                )
-                if kind == "control":  # as if the candidate had never been unloaded
-                    left = f"left_{number}"
-                    promotion.promote(
-                        Serving(model=left, max_batch_size=16, instances=1),
-                        ware,
-                        demanded,
-                        Counting(),
-                        {},
-                        control,
-                        config,
-                    )
-                sizes.append(server.size())
-            remove_models(control, model)
-            remove_models(control, "left_")
-        resident, threads, stubs = (list(column) for column in zip(*sizes, strict=True))
-        found[kind] = {
-            "resident_mb": [round(size, 1) for size in resident],
-            "threads": threads,
-            "stubs": stubs,
-            "flat": flat(resident) and flat(threads),
+    registry = Counting()
+    registry.version_with_sha = lambda name, sha256: None  # type: ignore[method-assign]  # each swap is a new version
+    with Client() as control:
+
+        def swap(number: int) -> None:
+            ware = wares[number % 2]
+            demanded = Golden({"image": images(16)}, OnnxRunner(ware.onnx)({"image": images(16)}))
+            promotion.promote(settings, ware, demanded, registry, {}, control, config)
+
+        def leave(number: int) -> None:
+            """As a swap that forgets to unload its candidate would."""
+            name = f"left_{number}"
+            with disk.scratch() as room:
+                files.write_model(room / name, wares[0], settings, 1)
+                disk.rename(room / name, local_triton.places.triton_repository() / name)
+            control.load(name, 60.0)
+
+        found = {
+            "swaps": sizes(server, swap, swaps),
+            "control": sizes(server, leave, max(8, swaps // 4)),
+            "bound": BOUND,
         }
+        remove_models(control, "memory")
+        remove_models(control, "left_")
     return found
+
+
+def sizes(server: Triton, work: Callable[[int], None], count: int) -> dict[str, Any]:
+    """Do `work` `count` times and return the server's size after each, and whether it is flat."""
+    seen = []
+    for number in range(count):
+        work(number)
+        seen.append(server.size())
+    resident, threads, stubs = (list(column) for column in zip(*seen, strict=True))
+    return {
+        "count": count,
+        "resident_mb": [round(size, 1) for size in resident],
+        "threads": threads,
+        "stubs": stubs,
+        "flat": flat(resident) and flat(threads),
+    }
 
 
 def flat(sizes: Sequence[float]) -> bool:

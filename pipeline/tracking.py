@@ -331,7 +331,10 @@ class MlflowRegistry:
                 f"the registry at {places.mlflow()} has no version {version} of {name}; "
                 f"it has: {', '.join(map(str, known)) or 'none'}"
             ) from error
-        download_artifacts(artifact_uri=found.source, dst_path=str(directory), tracking_uri=places.mlflow())
+        try:
+            download_artifacts(artifact_uri=found.source, dst_path=str(directory), tracking_uri=places.mlflow())
+        except (MlflowException, FileNotFoundError) as error:
+            raise PromotionError(f"the files of version {version} of {name} cannot be fetched: {error}") from error
         return dict(found.tags)
 
     def aliases(self, name: str) -> Mapping[str, int]:

@@ -17,7 +17,17 @@ from pipeline.runners import OnnxRunner
 from pipeline.serving import client, preflight, promotion
 from pipeline.serving.ledger import Ledger, lock
 
-QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4")
+QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4", "--set", "promote.max_p99_ratio=1000000.0")
+
+
+class Closing(FakeTriton):
+    """As a client, it can be a context."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
 
 @pytest.fixture
@@ -26,12 +36,7 @@ def stand(tmp_path, monkeypatch):
     monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(tmp_path / "triton_repo"))
     (tmp_path / "triton_repo").mkdir()
-    registry, fake = (
-        Registry(tmp_path / "registry.json"),
-        FakeTriton(tmp_path / "triton_repo", tmp_path / "loaded.json"),
-    )
-    fake.__class__.__enter__ = lambda self: self
-    fake.__class__.__exit__ = lambda self, *_: None
+    registry, fake = Registry(tmp_path / "registry.json"), Closing(tmp_path / "triton_repo", tmp_path / "loaded.json")
     monkeypatch.setattr(client, "Client", lambda: fake)
     monkeypatch.setattr(tracking, "registry", lambda: registry)
     monkeypatch.setattr(preflight, "answers", lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs))
@@ -78,7 +83,7 @@ def test_promote_with_a_version_takes_nothing_of_the_stage(stand):
     stand(1.0)
     error, _ = run("promote", "1", "--input", "candidates=x", "--force")
     assert isinstance(error, FlyweightError)
-    assert str(error) == "promote 1 takes the registered version: --input, --force belongs to the stage"
+    assert str(error) == "promote takes the registered version here: --input, --force is for the stage alone"
 
 
 def test_without_a_version_it_is_still_the_stage(stand):

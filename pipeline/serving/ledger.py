@@ -108,6 +108,10 @@ class Ledger:
             return None
         return None if any(entry["step"] == OBSERVED for entry in since) else int(since[0]["version"])
 
+    def begun(self) -> set[int]:
+        """Return every version whose promotion has begun at some time."""
+        return {int(entry["version"]) for entry in self.entries() if entry["step"] == BEGIN}
+
     def has_served(self) -> set[int]:
         """Return every version that was verified at some time."""
         return {int(entry["version"]) for entry in self.entries() if entry["step"] == VERIFIED}

@@ -96,7 +96,8 @@ def _never_verified(change: Change) -> Iterator[Finding]:
     """A model directory of which the ledger knows no verified version."""
     if not change.directory.exists():
         return
-    if not change.ledger.entries():
+    there = set(files.version_directories(change.directory))
+    if not there or not there <= change.ledger.begun():
         yield Finding(
             f"{change.directory} was not put there by a promotion: {change.ledger.path} knows nothing of it",
             "move it away, or set serving.model to another name",

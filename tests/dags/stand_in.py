@@ -20,7 +20,7 @@ def main(stage: str, *arguments: str) -> int:
     tags = {key: value for key, value in os.environ.items() if key.startswith("FLYWEIGHT_AIRFLOW_")}
     with (home / "calls.jsonl").open("a") as file:
         file.write(json.dumps({"stage": stage, "arguments": arguments, "tags": tags, "pid": os.getpid()}) + "\n")
-    if stage not in {"check", "report"}:
+    if "--result" in given:
         print(f"flyweight: run {stage}-run http://127.0.0.1:5999/#/experiments/1/runs/{stage}-run")
         end = {"run_id": f"{stage}-run", "status": "finished", "reason": "no GPU here", "url": "http://127.0.0.1:5999/"}
         Path(given["--result"]).write_text(json.dumps(end))

@@ -25,8 +25,8 @@ from pipeline.serving.client import Answer, Client, Served, TritonError
 from pipeline.serving.golden import Golden
 from pipeline.serving.repository import ATTESTED, Artifact, served_versions, version_directories
 
-QUICK = Promote(load_timeout_s=5.0, observe_s=0.0, probes=4)
-"""Settings of a promotion that does not wait."""
+QUICK = Promote(load_timeout_s=5.0, observe_s=0.0, probes=4, max_p99_ratio=1e6)
+"""Settings of a promotion that neither waits nor looks at a busy machine's latencies."""
 LABELS = ("none", "some", "all")
 SHAPE = (1, 2, 2)
 
@@ -123,7 +123,7 @@ class Registry:
         shutil.copy(file, self._files(version))
 
     def fetch(self, name: str, version: int, directory: Path) -> dict[str, str]:
-        if version > self.versions:
+        if version > self.versions or not self._files(version).exists():
             raise PromotionError(f"the registry has no version {version} of {name}")
         shutil.copytree(self._files(version), directory, dirs_exist_ok=True)
         return self._read()["tags"][version - 1]
@@ -277,6 +277,8 @@ class Server:
     def kill(self) -> None:
         """As kill -9, with its stubs; what it left in shared memory is removed, as nobody else would."""
         assert self.process is not None
+        if self.process.poll() is not None:
+            return
         family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
         maps = Path(f"/proc/{self.process.pid}/maps").read_text()
         shared = {line.split()[-1] for line in maps.splitlines() if "/dev/shm/triton" in line}

@@ -28,6 +28,7 @@ def test_a_directory_goes_and_comes_in_one_step(home):
 def test_a_limit_on_file_sizes_is_said_as_a_full_disk_is(home):
     """A real limit of the kernel, in a process of its own."""
     code = f"""
+import resource
 from pipeline.serving import disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with disk.explained("proxy"):

@@ -97,7 +97,9 @@ def quick(monkeypatch):
 
 
 def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, served, quick, tmp_path, monkeypatch):
-    (tmp_path / "params.yaml").write_text("# mine\nserving: {queue_delay_us: 20000, instances: 1}  # slow\n")
+    (tmp_path / "params.yaml").write_text(
+        "# mine\nserving: {queue_delay_us: 20000, instances: 1, max_batch_size: 8}  # slow\n"
+    )
     (tmp_path / "recipes").mkdir()
     monkeypatch.setattr("pipeline.config.ROOT", tmp_path)
     monkeypatch.setattr("pipeline.handover.experiment_id", lambda: "0")
@@ -112,9 +114,10 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
     done = CliRunner().invoke(main, ["tune-serving", served, *options])
     assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
     # a lone request waits the 20 ms in vain
-    # a lone request waits the 20 ms in vain
     assert logged["metrics"]["ratio_low"] > 1.02, done.output
-    assert (tmp_path / "params.yaml").read_text() == "# mine\nserving: {queue_delay_us: 0, instances: 1}  # slow\n"
+    assert (
+        tmp_path / "params.yaml"
+    ).read_text() == "# mine\nserving: {queue_delay_us: 0, instances: 1, max_batch_size: 8}  # slow\n"
     assert (tmp_path / "params.yaml").read_text() == "# mine\nserving: {queue_delay_us: 0, instances: 1}  # slow\n"
     assert logged["parameters"]["start.queue_delay_us"] == 20_000
     assert logged["parameters"]["chosen.queue_delay_us"] == 0

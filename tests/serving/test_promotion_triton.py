@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from serving_toys import QUICK, Clients, Registry, Server, artifact, golden, images
 
-from pipeline.config import Promote, Serving
+from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.serving import disk, ledger, local_triton, promotion
 from pipeline.serving import repository as files
@@ -323,7 +323,7 @@ def test_trap_4_a_candidate_that_hangs_triton_is_said_and_a_restart_mends_it(
                 promote(two, load_timeout_s=3.0)
         with Clients(promote.model, [one.onnx], count=1) as clients:
             report = reconcile(
-                promote.settings, promote.registry, control, Promote(load_timeout_s=1.0, observe_s=0.0, probes=4)
+                promote.settings, promote.registry, control, QUICK.model_copy(update={"load_timeout_s": 1.0})
             )
             clients.see(1)
         assert (clients.failed, clients.wrong) == ([], 0)
