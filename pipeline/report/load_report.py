@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.serving.load import LoadResult
+from pipeline.serving.load import Closed, LoadResult
 from pipeline.serving.sweep import Sweep
 from pipeline.serving.tuning import Trial, Tuning, in_words
 
@@ -17,12 +17,19 @@ NOTHING = "–"
 
 
 def load_table(model: str, found: Sweep) -> Table:
-    """Return a line a load; the knee is bold, and what must not be believed has a mark."""
+    """Return a line a load, times in ms; the knee is bold, and what must not be believed has a mark."""
+    import rich.box
     from rich.table import Table
 
-    drawn = Table(title=f"{model} under load", caption="\n".join(notes(found)), caption_justify="left")
-    drawn.add_column("load", justify="right")
-    heads = ("answers/s", "mean ms", "p50", "p99", "p99.9", "max", "failed", "batch", "queue ms", "compute ms", "CPU")
+    drawn = Table(
+        title=f"{model} under load, times in ms",
+        caption="\n".join(notes(found)),
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # fits into 80 columns
+    )
+    first = "in flight" if isinstance(found.results[0].load, Closed) else "due/s"
+    heads = (first, "answers/s", "p50", "p99", "p99.9", "failed", "batch", "queue", "compute", "CPU")
     gpu = any(one.server and one.server.gpu is not None for one in found.results)
     for head in (*heads, *(["GPU"] if gpu else [])):
         drawn.add_column(head, justify="right")
@@ -98,8 +105,8 @@ def tuning_table(tuning: Tuning) -> Table:
     """Return a line for each tried set of settings, best first."""
     from rich.table import Table
 
-    drawn = Table(title=f"settings under {tuning.load}", caption=tuning.sentence, caption_justify="left")
-    for head in ("instances", "threads", "max batch", "delay us", "score", "answers/s", "p99 ms", "turns", ""):
+    drawn = Table(title=f"settings under {tuning.load}")
+    for head in ("copies", "threads", "batch", "delay us", "score", "answers/s", "p99 ms", "turns", ""):
         drawn.add_column(head, justify="right")
     for trial in ranked(tuning.trials):
         one = trial.serving
@@ -170,9 +177,9 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 
 def _cells(one: LoadResult, gpu: bool) -> list[str]:
     marks = ("" if one.stable else " *") + (" !" if one.client_bound else "")
-    times = [one.mean_ms, one.p50_ms, one.p99_ms, one.p999_ms, one.max_ms]
-    server = one.server
-    cells = [f"{one.load}{marks}", f"{one.throughput:,.0f}", *map(_number, times), str(one.failures)]
+    amount = one.load.concurrency if isinstance(one.load, Closed) else one.load.rate
+    times, server = [one.p50_ms, one.p99_ms, one.p999_ms], one.server
+    cells = [f"{amount:,g}{marks}", f"{one.throughput:,.0f}", *map(_number, times), str(one.failures)]
     if server is None:
         return [*cells, *[NOTHING] * (5 if gpu else 4)]
     cells += [f"{server.mean_batch:.2f}", f"{server.queue_ms:.2f}", f"{server.compute_ms:.2f}", _share(server.cpu)]

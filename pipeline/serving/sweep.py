@@ -38,7 +38,7 @@ class Sweep:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; what is infinite, as the latency of nothing, is null."""
-        return {"loads": [_finite(one.to_json()) for one in self.results], "knee": self.knee}
+        return {"loads": [finite(one.to_json()) for one in self.results], "knee": self.knee}
 
 
 def sweep(loads: Sequence[Closed | Open], measure: Measure) -> Sweep:
@@ -121,9 +121,10 @@ def _ready(client: Client) -> list[str]:
         return []
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain data with null for what is infinite, as JSON has no word for it."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

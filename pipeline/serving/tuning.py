@@ -1,7 +1,7 @@
 """Which serving settings are best here, for this model and the budget's load: searched by measuring, never by belief.
 
 Coordinate search over copies with their threads, largest batch and queue delay: along one of them at a time all values
-are loaded side by side and race, the worse half is dropped and the rest measured twice as often, until one is left
+are loaded side by side and race: the worse half is dropped and the rest measured more often, until one is left
 (successive halving, Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943). Within a race all take turns, forth
 and back, so that whatever else the machine does hits all alike.
 
@@ -26,6 +26,8 @@ BATCHES = (4, 8, 16, 32, 64, 128)
 DELAYS_US = (0, 200, 500, 1000, 2000)
 PASSES = 2
 """How often all coordinates are gone through; the second pass is left out where the first changed nothing."""
+HEAT = 8
+"""Measurements of a heat: the fewer are left in a race, the more turns each of them gets."""
 DUELS = 9
 """Pairs of measurements of the winner and the settings as they were."""
 LEAST_GAIN = 1.02
@@ -202,17 +204,28 @@ def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
     return ordered[1], statistics.median(ordered), ordered[-2]
 
 
+def _ratio(new: float, was: float) -> float:
+    if was > 0:
+        return new / was
+    return float("inf") if new > 0 else 1.0
+
+
 def _axes(batches: bool) -> tuple[str, ...]:
     return ("copies", "batch", "delay") if batches else ("copies",)
 
 
 def _turns(count: int) -> int:
     """Return how many measurements a race of so many takes."""
-    turns, rounds = 0, 1
+    turns = 0
     while count > 1:
-        turns += count * rounds
-        count, rounds = -(-count // 2), 2 * rounds
+        turns += count * _rounds(count)
+        count = -(-count // 2)
     return turns
+
+
+def _rounds(alive: int) -> int:
+    """Return how many turns each gets in a heat of so many."""
+    return max(1, HEAT // alive)
 
 
 class _Search:
@@ -225,19 +238,20 @@ class _Search:
 
     def race(self, contestants: Sequence[Serving]) -> Serving:
         """Return the best of `contestants` by successive halving; the first is what they all differ from."""
+        if len(contestants) == 1:
+            return contestants[0]
         with self._serve(contestants) as names:
             for serving, name in zip(contestants, names, strict=True):
                 if name.startswith("!"):
                     self._trial(serving).refused = name[1:]
             alive = [(one, name) for one, name in zip(contestants, names, strict=True) if not name.startswith("!")]
             scores: dict[str, list[float]] = {name: [] for _, name in alive}
-            rounds = 1
             while len(alive) > 1:
-                for turn in range(rounds):
+                for turn in range(_rounds(len(alive))):
                     for serving, name in alive if turn % 2 == 0 else reversed(alive):
                         scores[name].append(self._turn(serving, name))
                 alive.sort(key=lambda pair: -statistics.median(scores[pair[1]]))
-                alive, rounds = alive[: -(-len(alive) // 2)], 2 * rounds
+                alive = alive[: -(-len(alive) // 2)]
         return alive[0][0] if alive else contestants[0]
 
     def duel(self, start: Serving, best: Serving) -> tuple[float, float, float]:
@@ -247,7 +261,7 @@ class _Search:
             for turn in range(DUELS):
                 pair = [(start, was), (best, new)]
                 found = {name: self._turn(serving, name) for serving, name in (pair if turn % 2 else pair[::-1])}
-                ratios.append(found[new] / found[was] if found[was] > 0 else float("inf"))
+                ratios.append(_ratio(found[new], found[was]))
         return interval(ratios)
 
     def finish(self) -> None:

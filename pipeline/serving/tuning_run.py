@@ -18,6 +18,7 @@ from pipeline.serving import repository as files
 from pipeline.serving.client import Client
 from pipeline.serving.load import Closed
 from pipeline.serving.repository import Artifact
+from pipeline.serving.sweep import finite
 from pipeline.serving.temporary import temporary_models
 from pipeline.serving.tuning import TUNED, Figures, Trial, Tuning
 
@@ -112,7 +113,7 @@ def write(found: Tuning, directory: Path) -> None:
         "chosen": values(found.chosen),
         "trials": [_trial(trial) for trial in found.trials],
     }
-    (directory / "tuning.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (directory / "tuning.json").write_text(json.dumps(finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     (directory / "tuning.md").write_text(load_report.tuning_text(found), encoding="utf-8")
     plots.png(load_report.tuning_figure(found), directory / "tuning.png")
 

@@ -91,14 +91,14 @@ def test_images_that_the_model_does_not_take_are_refused(served, tiny_data, monk
 def quick(monkeypatch):
     """A search that is over soon."""
     monkeypatch.setattr(tuning, "BATCHES", (8,))
-    monkeypatch.setattr(tuning, "DELAYS_US", (0, 20_000))
+    monkeypatch.setattr(tuning, "DELAYS_US", (0, 200_000))
     monkeypatch.setattr(tuning, "copies_and_threads", lambda cores: [(1, 1)])
     monkeypatch.setattr(tuning, "DUELS", 5)
 
 
 def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, served, quick, tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(
-        "# mine\nserving: {queue_delay_us: 20000, instances: 1, max_batch_size: 8}  # slow\n"
+        "# mine\nserving: {queue_delay_us: 200000, instances: 1, max_batch_size: 8}  # slow\n"
     )
     (tmp_path / "recipes").mkdir()
     monkeypatch.setattr("pipeline.config.ROOT", tmp_path)
@@ -110,16 +110,16 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
         return "http://mlflow/run"
 
     monkeypatch.setattr(tracking, "log_run", log_run)
-    options = ["--seconds", "0.3", "--set", "budget.at_concurrency=1", "--set", "evaluate.concurrency=[1]"]
+    options = ["--seconds", "0.6", "--set", "budget.at_concurrency=1", "--set", "evaluate.concurrency=[1]"]
     done = CliRunner().invoke(main, ["tune-serving", served, *options])
     assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
-    # a lone request waits the 20 ms in vain
+    # a lone request waits the 200 ms in vain
     assert logged["metrics"]["ratio_low"] > 1.02, done.output
     assert (
         tmp_path / "params.yaml"
     ).read_text() == "# mine\nserving: {queue_delay_us: 0, instances: 1, max_batch_size: 8}  # slow\n"
     assert (tmp_path / "params.yaml").read_text() == "# mine\nserving: {queue_delay_us: 0, instances: 1}  # slow\n"
-    assert logged["parameters"]["start.queue_delay_us"] == 20_000
+    assert logged["parameters"]["start.queue_delay_us"] == 200_000
     assert logged["parameters"]["chosen.queue_delay_us"] == 0
     assert logged["files"] == ["tuning.json", "tuning.md", "tuning.png"]
     assert "table and plot: http://mlflow/run" in done.output
