@@ -264,7 +264,12 @@ class Serving(Section):
             )
         if self.backend == "tensorrt" and not self.gpus:
             found.append("serving.backend is 'tensorrt' and serving.gpus is empty: name the GPUs, for example [0]")
-        if self.response_cache and self.backend != "python" and self.gpus:
+        if self.response_cache and self.backend == "python":
+            found.append(
+                "serving.response_cache is true, but an answer from memory cannot say which bytes gave it, as "
+                "serving.backend 'python' has to: turn it off, or take 'onnxruntime'"
+            )
+        if self.response_cache and self.gpus:
             found.append("serving.response_cache is true, but Triton caches answers from the CPU alone: turn it off")
         return found
 

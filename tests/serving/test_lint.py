@@ -2,10 +2,11 @@ import onnx_toys as toys
 import pytest
 from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 
+from pipeline import config
 from pipeline.candidates import ENGINE_FILE
 from pipeline.checkpoint import TensorSpec, sha256
 from pipeline.config import Serving
-from pipeline.errors import PromotionError
+from pipeline.errors import PromotionError, SettingsError
 from pipeline.serving.lint import lint
 from pipeline.serving.onnx_artifact import from_file
 from pipeline.serving.repository import Artifact
@@ -78,6 +79,13 @@ def test_settings_that_contradict_each_other_are_named(tmp_path):
         lint(one, Serving(gpus=(0,)))
     with pytest.raises(PromotionError, match=r"serving\.gpus is empty: name the GPUs"):
         lint(one, Serving(backend="tensorrt"))
+    with pytest.raises(PromotionError, match="an answer from memory cannot say which bytes gave it"):
+        lint(one, Serving(response_cache=True))
+    with pytest.raises(PromotionError, match="Triton caches answers from the CPU alone"):
+        lint(one, Serving(response_cache=True, backend="onnxruntime", gpus=(1,)))
+    lint(one, Serving(response_cache=True, backend="onnxruntime"))
+    with pytest.raises(SettingsError, match=r"serving\.gpus is empty: name the GPUs"):
+        config.parse({"serving": {"backend": "tensorrt"}})
 
 
 def test_an_engine_must_take_the_batches_that_triton_forms(tmp_path):

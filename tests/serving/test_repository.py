@@ -50,7 +50,7 @@ def test_priorities_are_levels_of_which_the_last_is_everybodys():
 @pytest.mark.parametrize("backend", ["python", "onnxruntime", "tensorrt"])
 def test_every_backend_gets_the_same_interface_from_the_same_settings(backend):
     gpus = () if backend == "python" else (0, 2)
-    settings = Serving(backend=backend, gpus=gpus, instances=3, threads=2, units=5, response_cache=True)
+    settings = Serving(backend=backend, gpus=gpus, instances=3, threads=2, units=5, response_cache=not gpus)
     config = parsed(repository.config_pbtxt(spec(), settings, [4]))
     python = parsed(repository.config_pbtxt(spec(), Serving(), [4]))
     assert config.backend == backend
@@ -61,7 +61,7 @@ def test_every_backend_gets_the_same_interface_from_the_same_settings(backend):
     assert (group.count, group.kind, list(group.gpus)) == (3, 1 if gpus else 2, list(gpus))
     assert [(one.name, one.count) for one in group.rate_limiter.resources] == [("flyweight", 5)]
     assert getattr(group.rate_limiter.resources[0], "global")
-    assert config.response_cache.enable
+    assert config.response_cache.enable == (not gpus)
     threads = {"python": "threads", "onnxruntime": "intra_op_thread_count"}.get(backend)
     assert threads is None or config.parameters[threads].string_value == "2"
 
