@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import threading
 import types
 
 import numpy as np
@@ -66,6 +67,7 @@ def backend(model, monkeypatch):
         made = model.TritonPythonModel()
         made.session, made.inputs, made.outputs = Session(**session), ["x"], ["y"]
         made.batched, made.gate, made.bare = True, None, set()
+        made.sampler = types.SimpleNamespace(share=0.0)
         made._feeds = lambda requests: [[request.values for request in requests]]
         return made
 
@@ -136,13 +138,11 @@ def test_the_metrics_are_read_only_where_there_is_hardly_any_rest(model, monkeyp
     now = [100.0]
     monkeypatch.setattr(model.time, "monotonic", lambda: now[0])
     one = gate(model, most=10)
-    looked = []
-    monkeypatch.setattr(one, "_look", types.SimpleNamespace(set=lambda: looked.append(now[0])))
-    for rest, work in ((0.009, 0.001), (0.001, 0.009)):
-        looked.clear()
+    monkeypatch.setattr(one, "_look", threading.Event())  # not the one that its thread waits for
+    for rest, work in ((0.009, 0.001), (0.001, 0.009), (0.009, 0.001)):
         for _ in range(20):
             now[0] += rest
             one.refuses(1)
             now[0] += work
             one.answered()
-        assert bool(looked) == (work > rest)
+        assert one._look.is_set() == (work > rest)

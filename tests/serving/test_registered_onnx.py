@@ -1,5 +1,6 @@
 """Files of any interface in a real MLflow registry: they go in, and come back as they were."""
 
+import mlflow
 import onnx_toys as toys
 import pytest
 
@@ -12,12 +13,14 @@ pytestmark = pytest.mark.integration
 
 @pytest.mark.parametrize("toy", [toys.every_type, toys.without_batch])
 def test_a_file_of_any_interface_comes_back_as_it_was(home, monkeypatch, tmp_path, toy):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.chdir(tmp_path)  # where MLflow without a server keeps its files
+    store = f"sqlite:///{tmp_path}/mlflow.db"  # without a server, which takes minutes to start on a busy machine
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    client = mlflow.MlflowClient(store)
+    experiment = client.create_experiment("any", artifact_location=str(tmp_path / "artifacts"))
     directory = tmp_path / toy.__name__
     model = from_file(toy(directory / "model.onnx"))
     (directory / SPEC_FILE).write_text(model.spec.model_dump_json())
-    registry = tracking.registry()
+    registry = tracking.MlflowRegistry(client, experiment, run_id=None)
     version = registry.register(toy.__name__, directory, {"sha256": model.sha256})
     (tmp_path / "back").mkdir()
     assert registry.fetch(toy.__name__, version, tmp_path / "back")["sha256"] == model.sha256
