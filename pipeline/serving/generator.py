@@ -34,6 +34,8 @@ class Window:
     """Nanoseconds from when a request was due to the end of its answer, of answered requests that were due in it."""
     failures: Counter[str] = field(default_factory=Counter)
     """gRPC status -> failed requests that were due in it."""
+    refused: Histogram = field(default_factory=Histogram)
+    """The same nanoseconds of those failed requests: how long it took to be told."""
     answered: int = 0
     """Good answers that arrived in it."""
     waited: int = 0
@@ -157,7 +159,9 @@ class Traffic:
                 arrived.waited += now - when
             else:
                 name = STATUS[status] if status < len(STATUS) else str(status)
-                windows[(when - start) // window].failures[name] += 1
+                due_in = windows[(when - start) // window]
+                due_in.failures[name] += 1
+                due_in.refused.record(now - when)
 
     def _close_window(self) -> None:
         busy = time.process_time()
@@ -173,6 +177,7 @@ class Traffic:
             number: {
                 "latencies": window.latencies.to_json(),
                 "failures": window.failures,
+                "refused": window.refused.to_json(),
                 "answered": window.answered,
                 "busy": window.busy,
             }

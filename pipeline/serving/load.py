@@ -233,8 +233,18 @@ def drive(
     requests: Sequence[bytes],
     snapshot: Callable[[], Any] = lambda: None,
     watch: Watch | None = None,
+    until_stable: bool = True,
 ) -> Seen:
-    """Run one generator process a plan, side by side, until the last windows are stable or the plans end."""
+    """Run one generator process a plan, side by side, until the last windows are stable or the plans end.
+
+    Args:
+        plans: what each process is to do. One with a ``program`` is run by that Python file in the generator's place,
+            which must read and print the same lines.
+        requests: what is sent in turn.
+        snapshot: is called at the beginning of the first window and at each window's end.
+        watch: is told how far it is.
+        until_stable: whether stable windows end it early.
+    """
     last, window = int(plans[0]["windows"]), float(plans[0]["window"])
     with _generators(plans, requests) as generators:
         begin = time.perf_counter_ns() + 1_000_000
@@ -251,7 +261,7 @@ def drive(
             recent.append((answered / window, sum(line["waited"] for line in lines) / max(1, answered)))
             if watch:
                 watch((number + 1) / last)
-            if is_stable(recent):
+            if until_stable and is_stable(recent):
                 break
         for generator in generators:
             generator.tell(None)
@@ -390,12 +400,12 @@ def _merged(parts: Sequence[Mapping[str, Any]]) -> _Merged:
 class _Generator:
     """One process of the load generator."""
 
-    def __init__(self, plan_file: Path, address: str) -> None:
+    def __init__(self, plan_file: Path, address: str, program: str | None) -> None:
         self._address, self._errors = address, plan_file.with_suffix(".errors")
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.serving.generator", str(plan_file)],
+                [sys.executable, *([program] if program else ["-m", "pipeline.serving.generator"]), str(plan_file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -446,7 +456,7 @@ def _generators(plans: Sequence[Mapping[str, Any]], requests: Sequence[bytes]) -
         for place, plan in enumerate(plans):
             file = Path(directory) / f"{place}.json"
             file.write_text(json.dumps({**plan, "messages": names}), encoding="utf-8")
-            generators.append(_Generator(file, str(plan["address"])))
+            generators.append(_Generator(file, str(plan["address"]), plan.get("program")))
             stack.callback(generators[-1].end)
         for generator in generators:
             generator.read()
