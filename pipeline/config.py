@@ -349,6 +349,32 @@ class Promote(Section):
     observe_requests: PositiveInt | None = Field(
         None, description="Observation ends earlier once so many requests were answered; empty is by time alone."
     )
+    live_test: Literal["none", "canary", "shadow"] = Field(
+        "none",
+        description="On live requests, before it goes live, a candidate is a canary, which answers, a shadow, which gets copies, or none.",
+    )
+    live_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.05, description="Share of the live requests that a canary or shadow gets."
+    )
+    live_requests: PositiveInt = Field(200, description="Fewest live requests after which a candidate can pass.")
+    live_s: float = Field(
+        600.0, gt=0.0, description="Longest test on live requests, in seconds; then it is withdrawn as undecided."
+    )
+    live_alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = Field(
+        0.01,
+        description="Largest chance that one that breaks a limit passes, and that one that keeps all is withdrawn for breaking one.",
+    )
+    live_max_other: Fraction = Field(
+        0.1, description="Largest share of the rows of live requests that a candidate may put into another class."
+    )
+    live_max_latency_ratio: float = Field(
+        2.0,
+        gt=0.0,
+        description="Times the champion's latency that a candidate's may be in the median of live requests.",
+    )
+    live_timeout_ms: float = Field(
+        1000.0, gt=0.0, description="After which the champion answers what a canary has not, and the canary has failed."
+    )
     approval: bool = Field(
         False,
         description="Whether a person must approve in Airflow, with the evidence in view, before anything goes live.",

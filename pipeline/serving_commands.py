@@ -35,10 +35,15 @@ def _with_version(stage: click.Command) -> click.Command:
         name: str | None,
         golden: Path | None,
         labels: Path | None,
+        canary: float | None,
+        shadow: bool,
+        seconds: float | None,
+        requests: int | None,
         recipe: str | None,
         overrides: tuple[str, ...],
         **options: Any,
     ) -> None:
+        overrides = (*overrides, *_live_overrides(canary, shadow, seconds, requests))
         of_a_file = {"--name": name, "--golden": golden, "--labels": labels}
         if onnx is None and (given := [option for option, value in of_a_file.items() if value]):
             raise FlyweightError(f"{', '.join(given)} says more of a file: name it with --onnx")
@@ -63,12 +68,50 @@ def _with_version(stage: click.Command) -> click.Command:
         click.Option(["--golden"], type=file, help="Inputs that --onnx must answer alike when served, as .npz."),
         click.Option(["--labels"], type=file, help="Names of the classes in the first output of --onnx, one a line."),
     ]
+    of_live = [
+        click.Option(
+            ["--canary"], type=Share(), help="Let the candidate answer this share of the live requests first."
+        ),
+        click.Option(["--shadow"], is_flag=True, help="Let it only get copies of them, and answer none."),
+        click.Option(
+            ["--seconds"], type=click.FloatRange(0, min_open=True), help="Longest that --canary or --shadow take."
+        ),
+        click.Option(["--requests"], type=click.IntRange(1), help="Fewest live requests that they take."),
+    ]
     text = (
         f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an "
         f"older one. With --onnx, any ONNX file does."
     )
     argument = click.Argument(["version"], type=click.IntRange(1, 2**31 - 1), required=False, metavar="[VERSION]")
-    return click.Command("promote", params=[argument, *of_files, *stage.params], callback=promote, help=text)
+    return click.Command("promote", params=[argument, *of_files, *of_live, *stage.params], callback=promote, help=text)
+
+
+class Share(click.ParamType):
+    """A share above 0 and up to 1: ``5%`` or ``0.05``."""
+
+    name = "SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the share as a number."""
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = 0.0
+        if not 0.0 < share <= 1.0:
+            self.fail(f"{value!r} is no share: give one above 0 and up to 1, such as 5% or 0.05", param, ctx)
+        return share
+
+
+def _live_overrides(canary: float | None, shadow: bool, seconds: float | None, requests: int | None) -> tuple[str, ...]:
+    """Return the settings that the options of a test on live requests stand for."""
+    given = {"seconds": seconds, "requests": requests}
+    if canary is None and not shadow:
+        if without := [f"--{name}" for name, value in given.items() if value is not None]:
+            raise FlyweightError(f"{', '.join(without)} is for a test on live requests: add --canary SHARE or --shadow")
+        return ()
+    values = {"test": json.dumps("shadow" if shadow else "canary"), "share": canary, "s": seconds, "requests": requests}
+    return tuple(f"promote.live_{key}={value}" for key, value in values.items() if value is not None)
 
 
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from pipeline.serving import ledger
 from pipeline.serving.ledger import Ledger
 
+_STEPS = {*ledger.STEPS, ledger.LIVE_TEST, ledger.LIVE_TESTED, ledger.ROLLED_BACK}
+
 
 @dataclass(frozen=True)
 class Event:
@@ -37,9 +39,7 @@ def events(model: str) -> list[Event]:
 def interrupted(model: str) -> str | None:
     """Return in words the last change if it has not come to its end, or None."""
     ends = {ledger.DONE, ledger.REFUSED, ledger.REVERTED, ledger.WITHDRAWN}
-    entries = [
-        entry for entry in Ledger(model).entries() if entry["step"] in {*ledger.STEPS, *ends, ledger.ROLLED_BACK}
-    ]
+    entries = [entry for entry in Ledger(model).entries() if entry["step"] in {*_STEPS, *ends}]
     if not entries or entries[-1]["step"] in ends:
         return None
     return f"version {entries[-1]['version']}: the last step was {entries[-1]['step']}; `flyweight reconcile` ends it"
@@ -50,6 +50,10 @@ def _say(entry: Mapping[str, Any], begun: Mapping[str, Any]) -> tuple[str, str] 
         case ledger.VERIFIED:
             after = f"after version {entry['previous']}" if entry["previous"] else "the first"
             return "live", f"{after}, SHA-256 {entry['sha256'][:12]}{_took(begun, entry)}"
+        case ledger.LIVE_TEST:
+            return entry["kind"], f"of {entry['share']:.3g} of the live requests"
+        case ledger.LIVE_TESTED:
+            return entry["verdict"], f"as {entry['kind']}: {_figures(entry)}"
         case ledger.OBSERVED:
             return "observed", _figures(entry)
         case ledger.DONE:
@@ -81,9 +85,11 @@ def _took(begun: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
 def _figures(entry: Mapping[str, Any]) -> str:
     names = {
         "requests": "requests",
+        "tried": "of them tried",
         "failed": "failed",
         "p99_ms": "ms p99",
         "p99_ms_before": "ms before",
         "drift": "drift",
+        "other": "answered otherwise",
     }
     return ", ".join(f"{entry[key]:g} {name}" for key, name in names.items() if key in entry)

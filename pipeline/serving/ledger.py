@@ -44,6 +44,10 @@ STEPS = (
 )
 """What a promotion that ends well leaves, in this order; a first one has no POLICY_WRITTEN."""
 
+LIVE_TEST = "live_test"
+"""Written where a candidate is tried on live requests, between CANDIDATE_PLACED and CANDIDATE_PASSED."""
+LIVE_TESTED = "live_tested"
+"""How that ended, with what was seen."""
 REFUSED = "refused"
 ROLLED_BACK = "rolled_back"
 """Written when it is decided, before anything is changed: whoever finds it undone does it."""

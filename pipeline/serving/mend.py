@@ -16,6 +16,7 @@ from pipeline.serving.change import RESTART, Change, stray_text, strays
 from pipeline.serving.client import TritonError
 from pipeline.serving.control import busy, is_reachable, states
 from pipeline.serving.ledger import MENDED
+from pipeline.serving.relay import socket_path
 from pipeline.serving.temporary import remove_models
 
 
@@ -88,6 +89,9 @@ def _harmful(change: Change) -> Iterator[Finding]:
 def _leftovers(change: Change) -> Iterator[Finding]:
     if disk.clear_staging(change.model):
         yield Finding(f"an interrupted promotion left files in {disk.staging() / change.model}")
+    if socket_path(change.model).exists():
+        socket_path(change.model).unlink()
+        yield Finding(f"an interrupted promotion left its socket for live requests to {change.model}")
     for name in remove_models(change.control, change.candidate):
         yield Finding(f"an interrupted promotion left its candidate {name}")
 

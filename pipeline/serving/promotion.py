@@ -7,7 +7,8 @@ Each step is a line in the ledger before the next begins. Whatever is killed in 
 2. stage      all files beside the repository, hashed and fsynced; the config is linted against the model
 3. preflight  golden answers in a process of its own, with a deadline
 4. candidate  rename to ``<model>__cand``, load, golden answers over gRPC, attested hash, probes beside the served
-              version's, unload. A refusal ends here at the latest, and what serves was never touched
+              version's, where asked for a share of the live requests (`live`), unload. A refusal ends here at the latest,
+              and what serves was never touched
 5. commit     rename(2) into place, then `config.pbtxt` with the policy "previous and new", then load **without** unload
 6. verify     index, version, attested hash and golden answers of what unpinned requests get. Else back to the previous
 7. observe    failures, p99 and drift for a while (`observe`). A breach goes back to the previous by itself
@@ -28,7 +29,7 @@ from pathlib import Path
 from pipeline import places
 from pipeline.config import Promote, Serving
 from pipeline.errors import ModelError, PromotionError
-from pipeline.serving import disk, golden, ledger, preflight, probes
+from pipeline.serving import disk, golden, ledger, live, preflight, probes
 from pipeline.serving import repository as files
 from pipeline.serving.change import Change
 from pipeline.serving.client import TritonError
@@ -96,6 +97,7 @@ def promote(
             before = change.ledger.before(previous)
             finish(change, registry, config, previous, before, demanded, None)
             return Promotion(model, previous, artifact.sha256, before, change.ledger.path, reused=True)
+        live.check(change, previous, config)
         number = _version(registry, model, artifact, tags, previous, version)
         change.ledger.append(ledger.BEGIN, version=number, sha256=artifact.sha256, previous=previous)
         try:
@@ -239,6 +241,8 @@ def _try_candidate(
                 before = probes.probe(change.control, change.model, demanded, config.probes)
             trouble = probes.breach(seen, before, probes.limits(config, before))
             figures = dict(probes.evidence(seen, before))
+        if trouble is None and config.live_test != "none":
+            trouble = _try_live(change, version, previous, config)
     except TritonError as error:
         if not is_reachable(change.control):
             raise
@@ -250,6 +254,22 @@ def _try_candidate(
     wait_until_gone(change.control, change.candidate, change.load_timeout)
     change.ledger.append(ledger.CANDIDATE_UNLOADED, version=version)
     return before
+
+
+def _try_live(change: Change, version: int, previous: int | None, config: Promote) -> str | None:
+    """Try the loaded candidate on live requests; return why it did not pass, or None."""
+    if previous is None or not _same_inputs(change, previous):
+        return (
+            f"promote.live_test is {config.live_test!r}, but it takes or gives other tensors or labels than version {previous}, "
+            f"so it cannot answer that version's requests: promote it without"
+        )
+    change.ledger.append(ledger.LIVE_TEST, version=version, kind=config.live_test, share=config.live_share)
+    outcome = live.run(change, previous, config)
+    change.ledger.append(ledger.LIVE_TESTED, version=version, verdict=outcome.verdict, **outcome.figures)
+    if not outcome.reason:
+        remove_models(change.control, live.baseline(change))
+        return None
+    return f"{config.live_test}: {outcome.reason}"
 
 
 def _same_inputs(change: Change, previous: int) -> bool:
