@@ -44,7 +44,7 @@ def airflow_environment(home: Path, port: int) -> dict[str, str]:
         # New files in dags/ are seen within so many seconds; the default is 300.
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         # A task's supervisor may sleep so long after the task has ended; the default, 5 seconds, is more than many a stage
-        # takes, and there are thirteen tasks.
+        # takes, and there are fourteen tasks.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         # Loopback only: whoever can log in can run code on this machine.
         "AIRFLOW__API__HOST": "127.0.0.1",

@@ -311,7 +311,8 @@ class MlflowRegistry:
 
     def attach(self, name: str, version: int, file: Path) -> None:
         """Put a further file beside those of a version; one of the same name is replaced."""
-        self._client.log_model_artifact(self._client.get_model_version(name, str(version)).model_id, str(file))
+        source = self._client.get_model_version(name, str(version)).source  # models:/<id of the logged model>
+        self._client.log_model_artifact(source.rpartition("/")[2], str(file))
 
     def fetch(self, name: str, version: int, directory: Path) -> Mapping[str, str]:
         """Put all files of a version into `directory` and return its tags.

@@ -26,7 +26,8 @@ DAG_FILE = f"""
 # Airflow only looks into files that have these two words: airflow, DAG.
 import sys
 sys.path.insert(0, {str(ROOT / "dags")!r})
-import make_proxy
+import approve_operator, make_proxy
+approve_operator.evidence_text = lambda pipeline: "the table of " + pipeline  # MLflow is not there
 stand_in = make_proxy.make_proxy("stand_in", command=(sys.executable, "-S", {str(STAND_IN)!r}))
 """
 
@@ -64,9 +65,9 @@ def wait(answer: Callable[[], Any], seconds: float = 120) -> Any:
 class Run:
     """A run of the stand-in DAG."""
 
-    def __init__(self, client: AirflowClient, name: str, **stand_in: str) -> None:
+    def __init__(self, client: AirflowClient, name: str, approval: bool = False, **stand_in: str) -> None:
         self.client, self.path = client, f"dags/stand_in/dagRuns/{name}"
-        client.trigger("stand_in", name, {"recipe": "digits", "stand_in": stand_in})
+        client.trigger("stand_in", name, {"recipe": "digits", "stand_in": stand_in, "promote.approval": approval})
 
     def ended(self) -> tuple[str, dict[str, str]]:
         """Wait for the end; return the run's state and each task's."""
@@ -111,6 +112,20 @@ def test_a_refused_candidate_fails_the_run_at_once_and_nothing_is_promoted(airfl
     assert {tasks["promote"], tasks["verify_served"]} == {"upstream_failed"}
     assert tasks["report"] == "success"
     assert run.link("evaluate") == "http://127.0.0.1:5999/#/experiments/1/runs/evaluate-run"
+
+
+@pytest.mark.parametrize(
+    ("option", "state", "promote"), [("Approve", "success", "success"), ("Reject", "failed", "upstream_failed")]
+)
+def test_a_person_who_is_asked_sees_the_evidence_and_decides(airflow, option, state, promote):
+    _, client = airflow
+    run = Run(client, option.lower(), approval=True)
+    wait(lambda: run.task("approve")["state"] == "awaiting_input")
+    details = f"{run.path}/taskInstances/approve/-1/hitlDetails"
+    assert client.get(details)["body"] == f"the table of {option.lower()}"
+    client._call("PATCH", f"/api/v2/{details}", {"chosen_options": [option], "params_input": {}})
+    ended, tasks = run.ended()
+    assert (ended, tasks["promote"], run.task("approve")["try_number"]) == (state, promote, 1)
 
 
 def test_wrong_settings_stop_the_run_before_anything_is_done(airflow):

@@ -62,7 +62,7 @@ def run(tmp_path, monkeypatch):
     def stage(evaluation):
         out.mkdir(exist_ok=True)
         return promote(
-            Promote(golden_images=16),
+            Promote(golden_images=16, observe_s=0.0, probes=4, max_p99_ratio=1e6),
             candidates=tmp_path / "candidates",
             evaluation=evaluation,
             serving=Serving(max_batch_size=8),
@@ -85,16 +85,17 @@ def test_the_winner_goes_live_and_the_record_says_what(run, tmp_path):
     assert (record["model"], record["version"], record["candidate"]) == ("proxy", 1, "int8")
     assert (record["previous_version"], record["reused"]) == (None, False)
     assert (metrics["version"], metrics["reused"]) == (1.0, 0.0)
-    assert run.registry.aliases == {"champion": 1}
+    assert run.registry.aliases("proxy") == {"champion": 1}
+    assert run.registry.fetch("proxy", 1, tmp_path / "fetched")["verdict"] == "PROMOTE"
     assert {path.name for path in run.out.iterdir()} == {"promotion.json", "golden.safetensors", "ledger.jsonl"}
 
 
 def test_golden_answers_are_those_of_the_file_at_most_one_batch(run, tmp_path):
     run(write_evaluation(tmp_path / "evaluation"))
     golden = load_file(run.out / "golden.safetensors")
-    assert golden["image"].shape == (8, 1, 2, 2)
+    assert golden["input:image"].shape == (8, 1, 2, 2)
     expected = OnnxRunner(tmp_path / "candidates" / "int8" / "model.onnx")({"image": images(20)[:8]})
-    np.testing.assert_array_equal(golden["logits"], expected["logits"])
+    np.testing.assert_array_equal(golden["output:logits"], expected["logits"])
 
 
 def test_a_second_run_reuses_what_serves(run, tmp_path):
