@@ -26,8 +26,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -39,21 +37,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from peers import report, servers
 from peers.asking import Wire, grpc_bytes, grpc_numbers, http_bytes, http_triton
+from peers.champion import champion, facts, one_in_one_out, slug
 from peers.environments import PeerError, environment, installed
 from peers.http1 import request as http_request
 from peers.servers import Server
 
-from pipeline import cpu, places
-from pipeline.checkpoint import sha256
 from pipeline.config import Budget, Promote, Serving
 from pipeline.runners import OnnxRunner
 from pipeline.serving import closed_loop, load, onnx_artifact, tuning_run
+from pipeline.serving.client import Client
 from pipeline.serving.histogram import Histogram
 from pipeline.serving.repository import Artifact
+from pipeline.serving.tuning import TUNED
 
 ROWS = 64
 """Different requests that are sent in turn, and checked."""
@@ -258,67 +256,14 @@ def tuned(artifact: Artifact, serving: Serving, level: int, seconds: float, home
     }
     os.environ.update(changes)
     try:
-        with load.Client() as client:
-            server.await_answer(lambda: client.live() or 1 / 0)
+        with Client() as client:
+            server.await_answer(client.server_version)
         found = tuning_run.search(serving, Budget(at_concurrency=level), Promote(), artifact, seconds)
     finally:
         server.stop()
         for key in changes:
             del os.environ[key]
     return found.chosen, found.sentence
-
-
-def champion(directory: Path) -> Path:
-    """Fetch the registry's champion into `directory` and return its ONNX file. Raises `SystemExit` where there is none."""
-    import urllib.request
-
-    from pipeline import tracking
-
-    how = "Name a file with --model FILE, or make a champion with `make demo`"
-    try:
-        urllib.request.urlopen(f"{places.mlflow()}/health", timeout=2).close()
-    except OSError as error:
-        raise SystemExit(f"No MLflow answers at {places.mlflow()} ({error}), so there is no champion. {how}") from error
-    registry, name = tracking.registry(), Serving().model
-    version = registry.aliases(name).get("champion")
-    if version is None:
-        raise SystemExit(f"The registry at {places.mlflow()} has no champion of {name!r}. {how}")
-    registry.fetch(name, version, directory)
-    return directory / "model.onnx"
-
-
-def one_in_one_out(file: Path) -> Artifact:
-    """Return `file` as an artifact. Raises `SystemExit` for what the peers here cannot serve."""
-    artifact = onnx_artifact.from_file(file)
-    spec = artifact.spec
-    if not spec.batched or len(spec.inputs) != 1 or len(spec.outputs) != 1 or min(spec.inputs[0].shape) < 1:
-        raise SystemExit(
-            f"{file}: this benchmark is for models with a batch axis, one input of fixed shape and one output"
-        )
-    return artifact
-
-
-def facts(artifact: Artifact, teacher: Artifact | None, serving: Serving) -> dict[str, Any]:
-    """Return what must be known of machine and models to read the figures."""
-    found = cpu.describe()
-    files = {"proxy": artifact, **({"teacher": teacher} if teacher else {})}
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": found.model,
-        "flags": list(found.flags),
-        "cores": servers.cores(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "load_before": [round(part, 2) for part in os.getloadavg()],
-        "models": {
-            name: {"file": one.onnx.name, "bytes": one.onnx.stat().st_size, "sha256": sha256(one.onnx)}
-            for name, one in files.items()
-        },
-        "serving": {
-            name: getattr(serving, name) for name in ("instances", "threads", "max_batch_size", "queue_delay_us")
-        },
-    }
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -333,7 +278,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--tune", type=float, metavar="SECONDS", help="search serving settings first, so long a measurement"
     )
-    for name in ("instances", "threads", "max_batch_size", "queue_delay_us"):
+    for name in TUNED:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="as serving." + name)
     parser.add_argument("--name", help="of the files that are written; by default serving_CPU_MONTH")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where they are written")
@@ -341,7 +286,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = chosen.only.split(",")
     if unknown := set(wanted) - set(KEYS):
         parser.error(f"--only knows {', '.join(KEYS)}, not {', '.join(sorted(unknown))}")
-    settings = {name: getattr(chosen, name) for name in ("instances", "threads", "max_batch_size", "queue_delay_us")}
+    settings = {name: getattr(chosen, name) for name in TUNED}
     serving = Serving(**{name: value for name, value in settings.items() if value is not None})
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flyweight-champion-")))
@@ -354,7 +299,11 @@ def main(arguments: Sequence[str]) -> int:
         if chosen.tune:
             serving, found["tuning"] = tuned(artifact, serving, max(chosen.concurrency), chosen.tune, home)
             print(found["tuning"], file=sys.stderr, flush=True)
-        found |= {"machine": facts(artifact, teacher, serving), "rounds": chosen.rounds, "seconds": chosen.seconds}
+        found |= {
+            "machine": facts({"proxy": artifact, **({TEACHER: teacher} if teacher else {})}, serving),
+            "rounds": chosen.rounds,
+            "seconds": chosen.seconds,
+        }
         found["installed"] = {peer: installed(directory) for peer, directory in environments.items()}
         rows = next(iter(onnx_artifact.made_up(artifact.spec, ROWS).values()))
         running = stack.enter_context(
@@ -367,8 +316,7 @@ def main(arguments: Sequence[str]) -> int:
         missing[TEACHER] = "no --teacher was given"
     found["missing"] = missing
     found["targets"] = [dataclasses.asdict(one) for one in report.targets(found["results"])]
-    slug = re.sub(r"[^a-z0-9]+", "-", found["machine"]["cpu"].lower().replace("(r)", "")).strip("-")
-    report.write(found, chosen.out, chosen.name or f"serving_{slug}_{time.strftime('%Y%m')}")
+    report.write(found, chosen.out, chosen.name or f"serving_{slug()}_{time.strftime('%Y%m')}")
     print(report.markdown(found))
     return 0 if all(one["reached"] for one in found["targets"]) else 1
 

@@ -128,6 +128,12 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def target_lines(found: Sequence[Target]) -> list[str]:
+    """Return a Markdown table of targets."""
+    rows = [f"| {one.target} | {one.found} | {'yes' if one.reached else '**no**'} |" for one in found]
+    return ["| target | found | reached |", "|---|---|---|", *rows]
+
+
 def _table(level: str, results: Results) -> list[str]:
     """One level's figures, the most throughput first."""
     there = {key: measured[level] for key, measured in results.items() if level in measured}
