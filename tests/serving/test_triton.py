@@ -43,7 +43,7 @@ def promote(triton, client, tmp_path):
     remove_models(client, model)
 
 
-def test_promotions_and_rollbacks_under_load_lose_nothing(promote, tmp_path):
+def test_promotions_and_rollbacks_under_load_lose_nothing(promote, client, tmp_path):
     one, two, three = (artifact(tmp_path, factor) for factor in (1.0, 2.0, 3.0))
     promote(one)
     with Clients(promote.model, [one.onnx, two.onnx, three.onnx]) as clients:
