@@ -119,7 +119,8 @@ def test_waiting_longer_than_allowed_on_average_refuses_what_made_it_so(model):
     assert one._excess(metrics(100, succeeded=40, queued="1.8e+06")) == 0  # nobody was answered since
 
 
-def test_requests_are_refused_until_the_excess_is_gone(model):
+def test_requests_are_refused_until_the_excess_is_gone(model, monkeypatch):
+    monkeypatch.setattr(model.time, "monotonic", lambda: 100.0)
     one = gate(model, most=10)
     one._left = 20
     assert [one.refuses(8), one.refuses(8), one.refuses(8), one.refuses(8)] == [True, True, True, False]
