@@ -45,8 +45,9 @@ from pipeline.serving.control import is_reachable
 from pipeline.serving.relay import Relay, Tensors, Wanted
 from pipeline.serving.sequential import Limit
 
-_THREADS = 8
-"""Requests that may be tried at once; more copies of the champion than that get one each."""
+_THREADS = 2
+"""Requests that may be tried at once; more copies of the champion than that get one each. A share that is more than these can
+do is cut short: what is tried costs the machine several times what a request does, and hundreds are enough."""
 _COPIES_SECONDS = 10.0
 """In which the champion's copies, who look once a second, must have come."""
 _LOOK_SECONDS = 0.1
