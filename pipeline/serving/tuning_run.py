@@ -113,7 +113,9 @@ def write(found: Tuning, directory: Path) -> None:
         "chosen": values(found.chosen),
         "trials": [_trial(trial) for trial in found.trials],
     }
-    (directory / "tuning.json").write_text(json.dumps(finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (directory / "tuning.json").write_text(
+        json.dumps(finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
     (directory / "tuning.md").write_text(load_report.tuning_text(found), encoding="utf-8")
     plots.png(load_report.tuning_figure(found), directory / "tuning.png")
 
