@@ -72,7 +72,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
-        self._ended = 0.0
+        self._known: set[psutil.Process] = {self.process}
         self._seen: dict[int, float] = {}
 
     def address(self, protocol: str) -> str:
@@ -96,7 +96,7 @@ class Server:
     def used(self) -> Used:
         """Return what it and its children have taken so far. A child that has ended keeps what was last seen of it."""
         rss, processes = 0, 0
-        for process in [self.process, *self.process.children(recursive=True)]:
+        for process in self._family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 rss += process.memory_info().rss
@@ -105,14 +105,21 @@ class Server:
         return Used(sum(self._seen.values()), rss / 1e6, processes)
 
     def stop(self) -> None:
-        """End it and its children."""
-        children = self.process.children(recursive=True) if self.process.is_running() else []
-        self.process.terminate()
-        _, left = psutil.wait_procs([self.process, *children], timeout=15)
+        """End it and its children; nothing happens where they have ended."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._family()
+            self.process.terminate()
+        _, left = psutil.wait_procs(self._known, timeout=15)
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=5)
+
+    def _family(self) -> list[psutil.Process]:
+        """Return the process and its children, and remember them: those of one that has died cannot be found again."""
+        family = [self.process, *self.process.children(recursive=True)]
+        self._known.update(family)
+        return family
 
 
 def triton(
