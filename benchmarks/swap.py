@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import socket
 import sys
 import tempfile
@@ -334,6 +335,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--swaps", type=int, default=50, help="swaps of the memory test; 0 leaves it out")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is ended too
     with tempfile.TemporaryDirectory(prefix="flyweight-swap-") as name:
         server = Triton(Path(name))
         try:
