@@ -127,24 +127,24 @@ def run(change: Change, previous: int, config: Promote) -> Outcome:
         _wait_for_copies(relay, change, previous)
         start = change.control.served(change.model).get(previous)
         begin = time.monotonic()
-        tests = Tests(config)
+        judge = Judge(config)
         while True:
             time.sleep(_LOOK_SECONDS)
             while not seen.empty():
-                tests.add(seen.get())
+                judge.add(seen.get())
             passed = time.monotonic() - begin
-            report("tried requests", done=tests.count, total=max(config.live_requests, tests.count))
+            report("tried requests", done=judge.count, total=max(config.live_requests, judge.count))
             _still_there(relay, change)
-            if tests.verdict() != "undecided" or passed > config.live_s:
+            if judge.verdict() != "undecided" or passed > config.live_s:
                 break
         now = change.control.served(change.model).get(previous)
     requests = now.answered - start.answered if now and start else 0
-    figures = {**tests.figures(), "kind": config.live_test, "share": config.live_share, "requests": requests}
+    figures = {**judge.figures(), "kind": config.live_test, "share": config.live_share, "requests": requests}
     figures |= {"seconds": round(passed, 3)}
-    return Outcome(tests.verdict(), tests.reason(passed), figures)
+    return Outcome(judge.verdict(), judge.reason(passed), figures)
 
 
-class Tests:
+class Judge:
     """The three limits and what is known of them.
 
     Args:

@@ -264,7 +264,10 @@ def _try_live(change: Change, version: int, previous: int | None, config: Promot
             f"so it cannot answer that version's requests: promote it without"
         )
     change.ledger.append(ledger.LIVE_TEST, version=version, kind=config.live_test, share=config.live_share)
-    outcome = live.run(change, previous, config)
+    try:
+        outcome = live.run(change, previous, config)
+    except PromotionError as error:
+        return str(error)
     change.ledger.append(ledger.LIVE_TESTED, version=version, verdict=outcome.verdict, **outcome.figures)
     if not outcome.reason:
         remove_models(change.control, live.baseline(change))
