@@ -135,3 +135,42 @@ def test_an_unknown_version_is_named(stand):
     error, _ = run("promote", "5")
     assert isinstance(error, PromotionError)
     assert "has no version 5 of proxy" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ((), ("none", 0.05, 600.0, 200)),
+        (("--canary", "5%"), ("canary", 0.05, 600.0, 200)),
+        (("--canary", "0.25", "--seconds", "30", "--requests", "7"), ("canary", 0.25, 30.0, 7)),
+        (("--shadow",), ("shadow", 0.05, 600.0, 200)),
+        (("--canary", "100%", "--shadow"), ("shadow", 1.0, 600.0, 200)),
+    ],
+)
+def test_a_canary_or_a_shadow_is_asked_for_by_options(stand, monkeypatch, options, wanted):
+    asked = []
+    monkeypatch.setattr(promotion, "promote", lambda *arguments: asked.append(arguments[6]) or sys.exit(0))
+    stand(1.0)
+    run("promote", "1", *options)
+    (config,) = asked
+    assert (config.live_test, config.live_share, config.live_s, config.live_requests) == wanted
+
+
+@pytest.mark.parametrize("share", ["0", "150%", "x", "-5%"])
+def test_a_share_that_is_none_is_refused(stand, share):
+    assert (
+        f"{share!r} is no share: give one above 0 and up to 1, such as 5% or 0.05"
+        in run("promote", "1", f"--canary={share}")[1]
+    )
+
+
+def test_options_of_a_live_test_need_one(stand):
+    error, _ = run("promote", "1", "--seconds", "5")
+    assert str(error) == "--seconds is for a test on live requests: add --canary SHARE or --shadow"
+
+
+def test_a_live_test_of_the_first_version_is_refused_with_what_to_do(stand):
+    stand(1.0)
+    error, _ = run("promote", "1", "--shadow", *QUICK)
+    assert isinstance(error, PromotionError)
+    assert "promote the first version without it" in str(error)
