@@ -341,7 +341,7 @@ class Promote(Section):
     )
     max_drift: Fraction = Field(
         0.2,
-        description="Largest share of the golden inputs' predictions that may move to other classes against the version before (total variation distance).",
+        description="Largest share of golden predictions that may move to other classes against the version before (total variation).",
     )
     observe_s: float = Field(
         5.0, ge=0.0, description="How long a version that went live is observed before it becomes champion, in seconds."
