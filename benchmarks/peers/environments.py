@@ -19,7 +19,7 @@ ONNX_RUNTIME = "onnxruntime==1.31.1"
 REQUIREMENTS = {
     "fastapi": ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", ONNX_RUNTIME),
     "bentoml": ("bentoml==1.4.39", ONNX_RUNTIME),
-    "mlserver": ("mlserver==1.7.1", ONNX_RUNTIME),
+    "mlserver": ("mlserver==1.7.1", "uvloop==0.21.0", ONNX_RUNTIME),  # its workers do not start on a newer uvloop
 }
 """The same ONNX Runtime as Flyweight's. What these need in turn is whatever the resolver finds; `installed` says what."""
 
