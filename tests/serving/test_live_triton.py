@@ -1,0 +1,172 @@
+"""A canary and a shadow on the real Triton: nobody's request fails, whatever the candidate does and whoever dies."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_toys import QUICK, Clients, Registry, artifact, golden
+
+from pipeline.config import Serving
+from pipeline.errors import PromotionError
+from pipeline.serving import ledger, promotion
+from pipeline.serving import repository as files
+from pipeline.serving.change import Change
+from pipeline.serving.client import Client
+from pipeline.serving.ledger import Ledger
+from pipeline.serving.reconcile import reconcile
+from pipeline.serving.relay import socket_path
+from pipeline.serving.temporary import remove_models
+
+pytestmark = pytest.mark.integration
+TRY = QUICK.model_copy(
+    update={
+        "load_timeout_s": 30.0,
+        "live_test": "canary",
+        "live_share": 0.3,
+        "live_requests": 20,
+        "live_alpha": 0.05,
+        "max_error_rate": 0.1,
+        "live_max_latency_ratio": 1e6,
+        "live_s": 60.0,
+    }
+)
+FAULTS = {
+    "raises": "raise RuntimeError('out of order')",
+    "answers NaN": "return [whole * np.float32('nan') for whole in run(*a)]",
+    "is slow": "time.sleep(0.5); return run(*a)",
+    "ends its process": "os._exit(3)",
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A name of this test's own."""
+    return f"live_{tmp_path.name}"[:40].lower()
+
+
+@pytest.fixture
+def client(triton, model):
+    with Client() as client:
+        yield client
+        remove_models(client, model)
+
+
+@pytest.fixture
+def promote(client, model, tmp_path, in_process):
+    registry = Registry(tmp_path / "registry.json")
+
+    def run(what, config=TRY):
+        settings = Serving(model=model, max_batch_size=8, instances=1)
+        return promotion.promote(settings, what, golden(what), registry, {"verdict": "PROMOTE"}, client, config)
+
+    run.registry = registry
+    return run
+
+
+def faulty(directory: Path, fault: str, flag: Path) -> Path:
+    """model.py with a fault that begins when the file `flag` is there, so that all checks before it are passed."""
+    source = files.BACKEND.read_text()
+    run = "self.session.run("
+    assert source.count(run) == 3
+    path = directory / fault / files.BACKEND.name
+    path.parent.mkdir()
+    path.write_text(
+        f"{source.replace(run, '_faulty(self.session.run)(')}\n\n"
+        f"def _faulty(run):\n    def ran(*a):\n        if os.path.exists({str(flag)!r}):\n            {FAULTS[fault]}\n"
+        f"        return run(*a)\n\n    return ran\n"
+    )
+    return path
+
+
+def test_a_broken_canary_fails_nobodys_request_and_a_good_one_goes_live(promote, model, client, tmp_path, monkeypatch):
+    one, two = artifact(tmp_path, 1.0), artifact(tmp_path, 2.0)
+    promote(one, QUICK)
+    flag, append = tmp_path / "now", Ledger.append
+
+    def begin(self, step, **said):
+        append(self, step, **said)
+        if step == ledger.LIVE_TEST:
+            flag.touch()
+
+    with Clients(model, [one.onnx, two.onnx], count=3) as clients:
+        for fault in FAULTS:
+            flag.unlink(missing_ok=True)
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "BACKEND", faulty(tmp_path, fault, flag))
+                patch.setattr(Ledger, "append", begin)
+                with pytest.raises(PromotionError, match=r"was refused, .*: canary: \d+ failed \("):
+                    promote(two, TRY.model_copy(update={"live_timeout_ms": 200.0}))
+            assert Change(model, client, 30.0).serves() == 1
+            assert [name for name in client.index() if name.startswith(f"{model}__")] == [], fault
+        assert promote(two).previous_version == 1
+    assert (clients.failed, clients.wrong) == ([], 0)
+    ended = [entry for entry in Ledger(model).entries() if entry["step"] == ledger.LIVE_TESTED]
+    assert [entry["verdict"] for entry in ended] == [*["broken"] * len(FAULTS), "passed"]
+
+
+def test_clients_of_a_canary_are_answered_by_it_and_those_of_a_shadow_are_not(promote, model, client, tmp_path):
+    one = artifact(tmp_path, 1.0)
+    promote(one, QUICK)
+    for kind, factor in (("canary", 2.0), ("shadow", 3.0)):
+        two = artifact(tmp_path, factor)
+        with Clients(model, [one.onnx], count=3) as clients, pytest.raises(PromotionError, match="undecided"):
+            promote(two, TRY.model_copy(update={"live_test": kind, "live_s": 2.0, "live_requests": 10**6}))
+        tried = Ledger(model).entries()[-2]["tried"]
+        assert clients.failed == []
+        assert tried > 0
+        # Allowed was the champion's answer alone, so what counts as wrong came from the candidate.
+        assert (clients.wrong > 0) == (kind == "canary")
+        assert clients.wrong <= tried + 2
+        assert set(clients.versions) == {1}
+
+
+def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, model, client, tmp_path):
+    one = artifact(tmp_path, 1.0)
+    promote(one, QUICK)
+    here = Path(__file__).parent
+    command = (
+        "import sys, json; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "from pathlib import Path\n"
+        "from serving_toys import Registry, OnnxRunner, artifact, golden\n"
+        "from pipeline.config import Promote, Serving\n"
+        "from pipeline.serving import preflight, promotion\n"
+        "from pipeline.serving.client import Client\n"
+        "preflight.answers = lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs)\n"
+        "home = Path(sys.argv[3]); what = artifact(home, 2.0); registry = Registry(home / 'registry.json')\n"
+        "config = Promote.model_validate_json(sys.argv[4]); settings = Serving(model=sys.argv[5], max_batch_size=8, instances=1)\n"
+        "with Client() as client:\n"
+        "    promotion.promote(settings, what, golden(what), registry, {'verdict': 'PROMOTE'}, client, config)\n"
+    )
+    config = TRY.model_copy(update={"live_requests": 10**6}).model_dump_json()
+    arguments = [sys.executable, "-c", command, str(here), str(here.parents[1]), str(tmp_path), config, model]
+    with Clients(model, [one.onnx, artifact(tmp_path, 2.0).onnx], count=3) as clients:
+        promoter = os.spawnve(os.P_NOWAIT, sys.executable, arguments, os.environ)
+        deadline = time.monotonic() + 60
+        while not tried(client, model):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(promoter, signal.SIGKILL)
+        os.waitpid(promoter, 0)
+        assert socket_path(model).exists()
+        time.sleep(0.5)
+        alone = len(clients.versions)
+        report = reconcile(Serving(model=model, max_batch_size=8, instances=1), promote.registry, client, QUICK)
+        while len(clients.versions) < alone + 50:
+            time.sleep(0.01)
+    assert (clients.failed, clients.wrong) == ([], 0)
+    assert (report.version, report.needs_a_person) == (1, [])
+    assert not socket_path(model).exists()
+    assert [name for name in client.index() if name.startswith(f"{model}__")] == []
+    answer = client.infer(model, golden(one).inputs)
+    assert np.array_equal(answer.outputs["logits"], golden(one).outputs["logits"])
+
+
+def tried(client, model):
+    """Whether a live request has come to the baseline."""
+    if not client.ready(f"{model}__cand_base"):
+        return False
+    return any(count.answered for count in client.served(f"{model}__cand_base").values())
