@@ -166,10 +166,9 @@ def _spread(measured: Sequence[Mapping[str, Any]], name: str, form: str) -> str:
 
 
 def _versions(installed: Mapping[str, Sequence[str]]) -> list[str]:
-    """The packages that matter of all that is installed for the peers."""
-    wanted = ("fastapi", "uvicorn", "bentoml", "mlserver", "onnxruntime")
-    found = {line for lines in installed.values() for line in lines if line.partition("==")[0] in wanted}
-    return sorted(found)
+    """The packages that matter of all that is installed for the peers; ONNX Runtime is the same for all."""
+    wanted = {"fastapi": ("fastapi", "uvicorn", "onnxruntime"), "bentoml": ("bentoml",), "mlserver": ("mlserver",)}
+    return [line for peer, lines in installed.items() for line in lines if line.partition("==")[0] in wanted[peer]]
 
 
 def figure(found: Mapping[str, Any]) -> Any:
