@@ -76,8 +76,8 @@ class NM:
             )
         _log.warning(
             "n_m: %d of every %d weights of %d layers stay. Speed comes from 2:4 only, on GPUs with sparse tensor cores, from "
-            "a TensorRT engine built with its SPARSE_WEIGHTS flag; everywhere else the model is as slow as before, and the "
-            "file stays as large",
+            "TensorRT, whose builder build_tensorrt tells to look for zeros; everywhere else the model is as slow as before, "
+            "and the file stays as large",
             self.n, self.m, len(fitting),
         )  # fmt: skip
         return PruningStep(
