@@ -1,6 +1,7 @@
 """The docs say what is so: links resolve, settings and commands are there, quoted errors exist, examples run."""
 
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -124,6 +125,40 @@ def test_exit_codes_are_the_same_everywhere():
     for code, page in ((2, "concepts.md"), (3, "concepts.md"), (2, "commands.md"), (3, "commands.md")):
         assert re.search(rf"\| {code} \|", text_of("docs", page))
         assert f"exit code {code}" in errors.__doc__
+
+
+# Compression: each example holds, and each built-in method is there.
+
+COMMANDS = re.findall(r"^    flyweight check (.+)$", text_of("docs", "compression.md"), re.M)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_examples_of_compression_hold(line, monkeypatch):
+    from click.testing import CliRunner
+
+    from pipeline import mobile
+    from pipeline.__main__ import main
+
+    monkeypatch.setattr(mobile, "check_installed", lambda: None)  # the example of it says what to install
+    done = CliRunner().invoke(main, ["check", *shlex.split(line)])
+    assert (done.exit_code, done.exception) == (0, None)
+
+
+def test_the_recipe_of_compression_holds():
+    from pipeline import config, yaml12
+
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", text_of("docs", "compression.md"), re.M | re.S)
+    settings = config.load("demo", yaml12.read(block))
+    made = [pruner.build("pruners") for pruner in (settings.prune.pruner, *settings.prune.then)]
+    assert [type(pruner).__name__ for pruner in made] == ["LowRank", "Channel"]
+
+
+def test_every_method_of_compression_has_its_row():
+    from pipeline.components import names
+
+    page = text_of("docs", "compression.md")
+    for kind in ("pruners", "quantizers"):
+        assert [name for name in names(kind) if f"\n| `{name}` |" not in page] == []
 
 
 # Bring your own: each example is run as a user's own module, by its path.
