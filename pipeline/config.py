@@ -139,19 +139,22 @@ class Prune(Section):
     """Fewer channels, then recovery."""
 
     pruner: Component = Field(
-        Component(name="channel", keep_macs=0.6, round_to=4), description="The method and its target."
+        Component(name="channel", keep_macs=0.6, round_to=8), description="The method and its target."
     )
     then: tuple[Component, ...] = Field(
         (), description="Further pruners, each of which takes what the one before it left, recovered."
     )
     rounds: PositiveInt = Field(
-        1, description="Steps in which each pruner reaches its target, with recovery after every one of them."
+        1,
+        description="Steps in which each pruner reaches its target, with recovery after every one; "
+        "a method that knows no half way takes one.",
     )
     tolerated_drop: float | None = Field(
         None,
         ge=0.0,
         le=1.0,
-        description="Validation accuracy that a layer alone may cost before recovery: a sweep over all layers then limits what prune.pruner, which must be channel, takes of each; empty is no sweep.",
+        description="Validation accuracy that a layer alone may cost before recovery: a sweep over all layers then limits "
+        "what prune.pruner, which must be channel, takes of each; empty is no sweep.",
     )
     round_epochs: PositiveInt = Field(1, description="Epochs of recovery after every step but the last.")
     loss: Component = Field(

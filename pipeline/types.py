@@ -48,9 +48,9 @@ class Pruner(Protocol):
         """
 
     def rounds(self, count: int) -> Sequence[Pruner]:
-        """Return `count` pruners that, called one after another on the same network, reach this one's target in steps.
+        """Return pruners that, called one after another on the same network, reach this one's target in steps.
 
-        Raises `SettingsError` for a `count` above 1 where the method knows no half way.
+        `count` of them, or as many as the method can be cut into: one where it knows no half way.
         """
 
 

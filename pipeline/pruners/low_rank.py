@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline import surgery
 from pipeline.checkpoint import ModelSpec, PruningStep
-from pipeline.errors import ModelError, SettingsError
+from pipeline.errors import ModelError
 from pipeline.macs import macs
 
 _log = logging.getLogger(__name__)
@@ -58,11 +58,7 @@ class LowRank:
         self.round_to = round_to
 
     def rounds(self, count: int) -> list[LowRank]:
-        """Return this pruner alone. Raises `SettingsError` for more: a chain that is cut again only gets longer."""
-        if count > 1:
-            raise SettingsError(
-                f"prune.rounds is {count}, but low_rank reaches its target in one step: set prune.rounds to 1"
-            )
+        """Return this pruner alone, whatever `count` is: a chain that is cut again only gets longer."""
         return [self]
 
     @torch.no_grad()

@@ -352,11 +352,23 @@ def test_latency_out_of_reach_names_widths_that_are_fast(network, stopwatch):
         Channel(keep_latency=0.01)(SPEC, network, iter(()))
 
 
-@pytest.mark.parametrize(("round_to", "warned"), [(1, True), (4, True), (8, False)])
-def test_widths_that_bring_no_speed_are_warned_of(network, round_to, warned, caplog):
+@pytest.mark.parametrize("round_to", [1, 4, 8])
+def test_widths_that_bring_no_speed_are_warned_of(network, round_to, caplog):
     with caplog.at_level(logging.WARNING):
-        Channel(keep_macs=0.6, round_to=round_to)(SPEC, network, iter(()))
-    assert (f"with pruner.round_to {round_to} layers get widths that ONNX Runtime" in caplog.text) is warned
+        step = Channel(keep_macs=0.6, round_to=round_to)(SPEC, network, iter(()))
+    unfilled = [f"{layer} {step.widths[layer][1]}" for layer in step.removed if step.widths[layer][1] % 8]
+    assert bool(unfilled) is (round_to < 8)
+    said = (
+        f"channel: {len(unfilled)} of {len(step.removed)} pruned layers have widths that ONNX Runtime's float kernels "
+    )
+    assert (said + f"cannot fill ({', '.join(unfilled)})" in caplog.text) is (round_to < 8)
+    assert bool(caplog.text) is (round_to < 8)
+
+
+def test_of_many_rounds_only_the_last_is_warned_of(network, caplog):
+    with caplog.at_level(logging.WARNING):
+        *_, _ = in_rounds(network, Channel(keep_macs=0.6, round_to=4), 2)
+    assert caplog.text.count("float kernels cannot fill") == 1
 
 
 @pytest.mark.parametrize("target", ["keep_macs", "keep_parameters", "keep_latency"])
