@@ -71,7 +71,8 @@ def joined(backend: str, meeting: Path) -> Iterator[None]:
     if size == 1:
         yield
         return
-    store = dist.FileStore(str(meeting), size)  # torch's own file:// URL cannot hold a blank
+    # Torch's own file:// URL cannot hold a blank.
+    store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]  # documented, but not in its __all__
     dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=size)
     try:
         yield
