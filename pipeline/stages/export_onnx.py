@@ -25,6 +25,7 @@ from pipeline.errors import ModelError
 from pipeline.parity import compare
 from pipeline.progress import report
 from pipeline.runners import OnnxRunner, TorchRunner
+from pipeline.stages.quantize import QUANTIZATION_FILE
 from pipeline.types import Metrics, Runner
 
 BATCHES = (1, 7, 64)
@@ -38,14 +39,19 @@ def export_onnx(
 ) -> Metrics:
     """Write teacher, student, pruned, int8 (for CPUs) and int8_tensorrt, as far as `quantized` holds them.
 
-    Returns ``<candidate>_parity_max_difference`` and its like. Raises `ModelError` where a graph does not run, or a float
-    one differs from PyTorch by more than `config.max_difference`, and `SettingsError` where the package that
-    `config.mobile` needs is missing.
+    Returns ``<candidate>_parity_max_difference`` and its like. Raises `ModelError` where `quantized` is not whole, a graph
+    does not run, or a float one differs from PyTorch by more than `config.max_difference`, and `SettingsError` where the
+    package that `config.mobile` needs is missing.
     """
     if config.mobile != "off":
         from pipeline import mobile
 
         mobile.check_installed()
+    if not (quantized / QUANTIZATION_FILE).exists():
+        raise ModelError(
+            f"{quantized} is not what quantize leaves when it has ended well: {QUANTIZATION_FILE} is missing. "
+            f"Run `flyweight quantize` again."
+        )
     images = _parity_images(data, config.parity_images)
     sources: dict[Source, Path] = {"teacher": teacher, "student": student, "pruned": pruned}
     int8 = {name: quantized / target for name, target in (("int8", "cpu"), ("int8_tensorrt", "tensorrt"))}

@@ -67,7 +67,6 @@ def quantize(
     if config.fit.epochs:
         check_same_task("teacher", load_spec(teacher), load_manifest(data))
         spec, network = fake_quant.fold(spec, network)
-    shutil.copy2(pruned / SPEC_FILE, out / SPEC_FILE)
     lineage = {"weights_sha256": sha256(pruned / WEIGHTS_FILE)}
     judged = "cpu" if "cpu" in config.targets else config.targets[0]  # what is trained for and measured
     timing: dict[str, Any] = {}
@@ -112,6 +111,7 @@ def quantize(
         "cpu": cpu.describe().model_dump(),
         **({"training": trained} if trained else {}),
     }
+    shutil.copy2(pruned / SPEC_FILE, out / SPEC_FILE)
     (out / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return _metrics(counted[kept], timing, trained)
 

@@ -113,6 +113,15 @@ def test_int8_of_other_weights_is_refused(exported_before, digits_data, digits_c
         export_onnx(loose, data=digits_data, quantized=quantized[0], **wrong, out=tmp_path)
 
 
+def test_what_quantize_did_not_end_is_refused(digits_data, digits_checkpoints, quantized, tmp_path):
+    half, out = tmp_path / "half", tmp_path / "out"
+    shutil.copytree(quantized[0], half, ignore=shutil.ignore_patterns("quantization.json"))
+    out.mkdir()
+    with pytest.raises(ModelError, match=r"half is not what quantize leaves .*: quantization\.json is missing"):
+        export_onnx(ExportOnnx(parity_images=10), data=digits_data, quantized=half, **digits_checkpoints, out=out)
+    assert list(out.iterdir()) == []
+
+
 def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoints, quantized, tmp_path):
     model = onnx.load(quantized[0] / "cpu" / "model.onnx")
     trained, file = tmp_path / "qat", tmp_path / "model.onnx"

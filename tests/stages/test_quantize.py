@@ -178,6 +178,22 @@ class Copy:
         return {}
 
 
+class Half:
+    """A quantizer that gives up at the second target."""
+
+    def __call__(self, onnx_file, calibration, out, target):
+        if target == "tensorrt":
+            raise ModelError("not for tensorrt")
+        shutil.copy2(onnx_file, out)
+        return {}
+
+
+def test_what_fails_half_way_leaves_nothing(run, tmp_path):
+    with pytest.raises(ModelError, match="not for tensorrt"):
+        run(quantizer=Component(name=f"{__name__}:Half"), calibration_images=10)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_quantizer_without_ranges_cannot_be_trained_for(run):
     own = Component(name=f"{__name__}:Copy")
     with pytest.raises(ModelError, match=r"quantize\.quantizer fixes no ranges of activations"):
