@@ -241,10 +241,13 @@ def test_the_example_of_a_pruner(own, tmp_path):
     spec = spec_of("resnet", width=8, blocks=[1, 1])
     network = checkpoint.build(spec).eval()
     before = sum(parameter.numel() for parameter in network.parameters())
-    step = components.build("pruners", own, {"keep": 0.5})(spec, network, iter(()))
+    rounds = components.build("pruners", own, {"keep": 0.5}).rounds(2)
+    assert len(rounds) == 2
+    for pruner in rounds:
+        step = pruner(spec, network, iter(()))
+        spec = spec.model_copy(update={"pruning": (*spec.pruning, step)})
     assert sum(parameter.numel() for parameter in network.parameters()) < before / 2
-    pruned = spec.model_copy(update={"pruning": (step,)})
-    checkpoint.save(tmp_path, pruned, network)
+    checkpoint.save(tmp_path, spec, network)
     _, rebuilt = checkpoint.load(tmp_path)
     image = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(rebuilt(image), network(image))
