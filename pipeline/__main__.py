@@ -71,6 +71,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
 
     prune.in_rounds(settings.prune)
     prune.check_reach(settings.prune, _spec(settings, settings.distill.model))
+    settings.quantize.build_quantizer()
     if settings.export_onnx.mobile != "off":
         from pipeline import mobile
 

@@ -54,6 +54,8 @@ class Candidate(_Frozen):
     target: Literal["any", "cpu", "tensorrt"]
     source: Literal["teacher", "student", "pruned"]
     parity: Parity
+    gives_way_to: str | None = None
+    """The float candidate to serve in its stead, where `quantize` found int8 no faster than it on this machine."""
 
 
 class Mobile(_Frozen):

@@ -187,6 +187,22 @@ class Quantize(Section):
         description="Quantization-aware training; what it makes is kept only if it is better than without.",
     )
 
+    def build_quantizer(self) -> Any:
+        """Return the quantizer made with its arguments. Raises `SettingsError`, also where it cannot write a target.
+
+        A quantizer of the user's own that has no `targets` is taken to write all of them.
+        """
+        quantizer = self.quantizer.build("quantizers")
+        writes: tuple[str, ...] = getattr(quantizer, "targets", self.targets)
+        if misfits := [target for target in self.targets if target not in writes]:
+            without = " and take int8_tensorrt out of build_tensorrt.candidates" if "tensorrt" in misfits else ""
+            raise SettingsError(
+                f"quantize.targets is [{', '.join(self.targets)}], but the quantizer {self.quantizer.name!r} writes "
+                f"{' and '.join(writes)} only: set quantize.targets to [{', '.join(writes)}]{without}, or "
+                f"quantize.quantizer.name to static, which writes both"
+            )
+        return quantizer
+
 
 class ExportOnnx(Section):
     """ONNX files and their parity with PyTorch."""

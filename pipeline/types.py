@@ -55,7 +55,11 @@ class Pruner(Protocol):
 
 
 class Quantizer(Protocol):
-    """Writes a quantized ONNX file from a float one."""
+    """Writes a quantized ONNX file from a float one.
+
+    One that cannot write both targets says which it can in an attribute ``targets``, such as ``("cpu",)``: then
+    `flyweight check` refuses settings that ask for another.
+    """
 
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Quantize `onnx_file` to `out` in the form that `target` ('cpu' or 'tensorrt') wants.

@@ -67,3 +67,28 @@ def test_a_package_that_is_missing_is_said_before_anything_runs(monkeypatch):
     )
     with pytest.raises(SettingsError, match=r"pip install flyweight\[mobile\]"):
         raise check("export_onnx.mobile=executorch").exception
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "targets", "message"),
+    [
+        (
+            "dynamic",
+            "[cpu, tensorrt]",
+            r"quantize\.targets is \[cpu, tensorrt\], but the quantizer 'dynamic' writes cpu only: set quantize\.targets to "
+            r"\[cpu\] and take int8_tensorrt out of build_tensorrt\.candidates, or quantize\.quantizer\.name to static",
+        ),
+        ("bf16", "[cpu, tensorrt]", r"'bf16' writes tensorrt only: set quantize\.targets to \[tensorrt\], or "),
+    ],
+)
+def test_a_quantizer_that_cannot_write_a_target_is_refused(quantizer, targets, message):
+    with pytest.raises(SettingsError, match=message):
+        raise check(f"quantize.quantizer.name={quantizer}", f"quantize.targets={targets}").exception
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "targets"), [("dynamic", "[cpu]"), ("bf16", "[tensorrt]"), ("fp16", "[cpu]"), ("mixed", "[cpu]")]
+)
+def test_a_quantizer_that_writes_all_targets_passes(quantizer, targets):
+    candidates = "build_tensorrt.candidates=[pruned]"
+    assert check(f"quantize.quantizer.name={quantizer}", f"quantize.targets={targets}", candidates).exit_code == 0

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 class Dynamic:
     """Weights of convolutions and matrix products in 8 bits, one scale an output channel. It has no settings."""
 
+    targets = ("cpu",)
+
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Quantize `onnx_file` to `out`, for target 'cpu' alone.
 
@@ -40,7 +42,7 @@ class Dynamic:
         of, and ``slow_convolutions``: those that are slower than in float. Raises `ModelError`.
         """
         check_target(
-            target, ("cpu",), "dynamic",
+            target, self.targets, "dynamic",
             ": TensorRT takes ranges from the file. Set quantize.targets to [cpu], or quantize.quantizer.name to static",
         )  # fmt: skip
         source = onnx.load(onnx_file)

@@ -6,6 +6,7 @@ Out: ``candidates.json`` and, for each candidate, ``<candidate>/model.onnx`` and
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.errors import ModelError
 from pipeline.parity import compare
 from pipeline.progress import report
 from pipeline.runners import OnnxRunner, TorchRunner
-from pipeline.stages.quantize import QUANTIZATION_FILE
+from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
 from pipeline.types import Metrics, Runner
 
 BATCHES = (1, 7, 64)
@@ -70,7 +71,8 @@ def export_onnx(
     for name, directory in int8.items():
         report("export_onnx", done=len(candidates), total=total)
         file = _copy_int8(directory, name, pruned, data, out)
-        candidates.append(_describe(name, "pruned", file, _float_source(file, pruned, quantized), images))
+        described = _describe(name, FLOAT, file, _float_source(file, pruned, quantized), images)
+        candidates.append(described.model_copy(update={"gives_way_to": _better(name, quantized)}))
     report("export_onnx", done=total, total=total)
     save(out, Candidates(candidates=tuple(candidates), labels=load(teacher)[0].labels, mobile=tuple(phones)))
     metrics = {key: value for candidate in candidates for key, value in _metrics(candidate).items()}
@@ -148,6 +150,12 @@ def _float_source(file: Path, pruned: Path, quantized: Path) -> Path:
     if (found := sha256(checkpoint / WEIGHTS_FILE)) != trained:
         raise ModelError(f"{file} was quantized from weights {trained}, {checkpoint} has {found}: run `quantize` again")
     return checkpoint
+
+
+def _better(name: str, quantized: Path) -> str | None:
+    """Return the candidate that `quantize` said to serve in the place of int8, if it did."""
+    serve: str | None = json.loads((quantized / QUANTIZATION_FILE).read_text(encoding="utf-8")).get("serve")
+    return serve if name == "int8" and serve != name else None
 
 
 def _says(file: Path) -> dict[str, str]:

@@ -33,7 +33,7 @@ def test_it_leaves_a_graph_and_a_spec_for_each_candidate(candidates):
     assert files == {"candidates.json"} | {f"{name}/{file}" for name in NAMES for file in ("model.onnx", "model.json")}
 
 
-def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpoints):
+def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpoints, quantized):
     out, _ = candidates
     found = load_candidates(out)
     assert tuple(candidate.name for candidate in found.candidates) == NAMES
@@ -47,9 +47,19 @@ def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpo
     kinds = {
         candidate.name: (candidate.precision, candidate.target, candidate.source) for candidate in found.candidates
     }
+    serve = json.loads((quantized[0] / "quantization.json").read_text())["serve"]
+    assert found.named("int8").gives_way_to == (None if serve == "int8" else "pruned")
+    assert {one.gives_way_to for one in found.candidates if one.name != "int8"} == {None}
     assert kinds["teacher"] == ("float32", "any", "teacher")
     assert kinds["int8"] == ("int8", "cpu", "pruned")
     assert kinds["int8_tensorrt"] == ("int8", "tensorrt", "pruned")
+
+
+@pytest.mark.parametrize(("serve", "expected"), [("pruned", "pruned"), ("int8", None), (None, None)])
+def test_int8_that_is_not_to_be_served_gives_way(serve, expected, tmp_path):
+    (tmp_path / "quantization.json").write_text(json.dumps({"serve": serve} if serve else {}))
+    assert stage._better("int8", tmp_path) == expected
+    assert stage._better("int8_tensorrt", tmp_path) is None
 
 
 def test_parity_is_measured_and_returned(candidates):
