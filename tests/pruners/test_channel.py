@@ -1,6 +1,4 @@
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -172,20 +170,6 @@ def test_a_second_pruning_goes_on_from_the_first(network, tmp_path):
     assert torch.equal(checkpoint.load(tmp_path)[1](images), network(images))
 
 
-def test_a_pruned_checkpoint_answers_alike_in_a_new_process(network, tmp_path):
-    step = Channel(keep_macs=0.5)(SPEC, network, iter(()))
-    checkpoint.save(tmp_path, SPEC.model_copy(update={"pruning": (step,)}), network)
-    images = torch.linspace(-1, 1, 2 * 144).view(2, *SHAPE)
-    program = (
-        "import sys, torch; from pathlib import Path; from pipeline import checkpoint; "
-        "network = checkpoint.load(Path(sys.argv[1]))[1]; "
-        "print(network(torch.linspace(-1, 1, 288).view(2, 1, 12, 12)).tolist()); "
-        "assert 'torch_pruning' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(network(images).tolist())
-
-
 def test_a_target_below_what_is_possible_names_the_least(network):
     with pytest.raises(ModelError) as raised:
         Channel(keep_macs=0.1, round_to=8)(SPEC, network, iter(()))
@@ -341,9 +325,12 @@ def test_a_latency_out_of_reach_is_refused_before_anything_is_pruned(network, st
     assert macs(network, SHAPE) == whole
 
 
-def test_latency_is_that_of_onnx_runtime(network):
-    measure = _latency.beside(SPEC, network)
-    Channel(keep_macs=0.1)(SPEC, network, iter(()))
+def test_latency_is_that_of_onnx_runtime(monkeypatch):
+    monkeypatch.setattr(_latency, "_SECONDS", 0.02)
+    spec = SPEC.model_copy(update={"arguments": {"width": 4, "blocks": [1]}})
+    network = checkpoint.build(spec).eval()
+    measure = _latency.beside(spec, network)
+    Channel(keep_macs=0.3)(spec, network, iter(()))
     assert min(measure(network)) > 0.0
 
 

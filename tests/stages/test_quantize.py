@@ -88,7 +88,7 @@ def test_it_is_answered_as_without_vnni_and_says_where_it_is_valid(quantized, di
     record = json.loads((out / "quantization.json").read_text())
     found, validation = record["without_vnni"], open_split(digits_data, "validation")
     assert found["images"] == len(validation) == 200
-    assert metrics["int8_accuracy_without_vnni"] == found["saturated_accuracy"] > 0.5
+    assert metrics["int8_accuracy_without_vnni"] == found["saturated_accuracy"] > 0.3
     assert metrics["int8_changed_without_vnni"] == found["changed"]
     if cpu.describe().vnni or cpu.describe().machine != "x86_64":
         assert found["accuracy"] == accuracy(out / "cpu" / "model.onnx", validation)
