@@ -26,8 +26,7 @@ PRUNING = (
     *("low rank + prune", "depth", "unstructured 50 %", "2:4"),
 )
 QUANTIZING = tuple(
-    f"student + {form}"
-    for form in ("int8", "int8 percentile", "int8 entropy", "qat", "mixed", "dynamic", "fp16", "int4")
+    f"student + {form}" for form in ("int8", "int8 percentile", "int8 entropy", "qat", "mixed", "dynamic", "fp16")
 )
 CHAINS = (
     *("student + int8", "depth + int8", "low rank + int8", "prune 2x + int8", "prune 2x + mixed", "prune 2x + qat"),
