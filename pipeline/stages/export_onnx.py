@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from pipeline.progress import report
 from pipeline.runners import OnnxRunner, TorchRunner
 from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
 from pipeline.types import Metrics, Runner
+from pipeline.widening import widened
 
 BATCHES = (1, 7, 64)
 """Batch sizes at which every graph must run."""
@@ -175,7 +177,9 @@ def _lineage(checkpoint: Path, data: Path) -> dict[str, str]:
 def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: NDArray[np.uint8]) -> Candidate:
     """Run the candidate in `file` beside the PyTorch model in `checkpoint` and write down what it is."""
     spec, network = load(checkpoint)
-    runner, reference = OnnxRunner(file), TorchRunner(checkpoint)
+    precision = _says(file).get("precision", "int8")
+    with tempfile.TemporaryDirectory() as scratch:
+        runner, reference = OnnxRunner(_runnable(file, precision, Path(scratch))), TorchRunner(checkpoint)
     try:
         _try_batches(runner, name, images, BATCHES)
         parity = compare(runner, reference, images)
@@ -189,11 +193,19 @@ def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: N
         size_bytes=file.stat().st_size,
         parameters=sizes.parameters(network),
         macs=sizes.macs(network, spec.image_shape),
-        precision=_says(file).get("precision", "int8"),
+        precision=precision,
         target={"int8": "cpu", "int8_tensorrt": "tensorrt"}.get(name, "any"),
         source=source,
         parity=parity,
     )
+
+
+def _runnable(file: Path, precision: str, scratch: Path) -> Path:
+    """Return `file`, or, where ONNX Runtime has no kernels for it, the same arithmetic in a file that it can run."""
+    if precision != "bfloat16":
+        return file
+    onnx.save(widened(onnx.load(file)), scratch / "widened.onnx")
+    return scratch / "widened.onnx"
 
 
 def _try_batches(runner: Runner, name: str, images: NDArray[np.uint8], batches: Sequence[int]) -> None:

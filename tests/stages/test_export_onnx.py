@@ -12,6 +12,7 @@ from pipeline.candidates import load_candidates
 from pipeline.config import ExportOnnx
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
+from pipeline.quantizers.bf16 import Bf16
 from pipeline.runners import OnnxRunner, TorchRunner
 from pipeline.stages import export_onnx as stage
 from pipeline.stages.export_onnx import export_onnx
@@ -144,6 +145,15 @@ def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoi
     shutil.copy2(pruned / "model.safetensors", trained)
     with pytest.raises(ModelError, match=r"was quantized from weights .* has .*: run `quantize` again"):
         stage._float_source(file, pruned, tmp_path)
+
+
+def test_bfloat16_is_compared_although_onnx_runtime_cannot_run_it(digits_checkpoints, digits_data, tmp_path):
+    pruned, images = digits_checkpoints["pruned"], open_split(digits_data, "validation").slice(0, 100)
+    onnx_graph.export(*checkpoint.load(pruned), tmp_path / "float.onnx")
+    Bf16()(tmp_path / "float.onnx", images, tmp_path / "model.onnx", "tensorrt")
+    described = stage._describe("int8_tensorrt", "pruned", tmp_path / "model.onnx", pruned, images)
+    assert described.precision == "bfloat16" and described.sha256 == checkpoint.sha256(tmp_path / "model.onnx")
+    assert 1e-3 < described.parity.max_difference < 1.0 and described.parity.changed_predictions <= 5
 
 
 def test_more_parity_images_than_there_are_is_refused(digits_data, digits_checkpoints, quantized, tmp_path):
