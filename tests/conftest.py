@@ -45,6 +45,12 @@ def pytest_collection_modifyitems(items):
     )
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """No test finds what another has left."""
+    monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """A prepared data directory that is quick to learn: 1x8x8 images, label = the bright quadrant. It has no test split."""

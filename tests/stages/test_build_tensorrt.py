@@ -181,10 +181,11 @@ QUANTIZERS = {"static": "int8", "qat": "int8", "mixed": "int8", "fp16": "float16
 
 
 def forms():
-    """Every pair; those that differ in nothing that the builder has not seen by itself are not for every day."""
+    """Every pair; all of them together are not for every change."""
     for pruner in PRUNERS:
         for quantizer in QUANTIZERS:
-            seldom = [] if pruner == "none" or quantizer == "static" else [pytest.mark.integration]
+            daily = (pruner, quantizer) in {("channel", "static"), ("none", "qat")}
+            seldom = [] if daily else [pytest.mark.integration, pytest.mark.slow]
             yield pytest.param(pruner, quantizer, marks=seldom, id=f"{pruner}-{quantizer}")
 
 

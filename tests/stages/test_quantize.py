@@ -158,6 +158,8 @@ def test_a_misspelt_quantizer_setting_is_refused_with_the_near_miss(run):
         run(quantizer={"name": "static", "calibraton": "minmax"}, calibration_images=10)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_with_training_the_better_of_the_two_is_kept(trained, digits_data, digits_checkpoints):
     out, metrics, told = trained
     record = json.loads((out / "quantization.json").read_text())
@@ -181,6 +183,8 @@ def graphs_after(run, tmp_path, monkeypatch, better):
     return onnx.load(tmp_path / "out" / "cpu" / "model.onnx")
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_what_was_trained_is_written_with_its_ranges(
     run, digits_data, digits_checkpoints, trained_before, tmp_path, monkeypatch, caplog
 ):
@@ -205,6 +209,8 @@ def test_what_was_trained_is_written_with_its_ranges(
     assert logits["logits"].shape == (7, 10)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_training_that_did_not_help_is_said_and_left(run, trained_before, tmp_path, monkeypatch, caplog):
     model = graphs_after(run, tmp_path, monkeypatch, "ptq")
     assert "training with quantization did not help: 0.0000 on the validation split against 1.0000" in caplog.text
