@@ -136,7 +136,7 @@ class Distill(Section):
 
 
 class Prune(Section):
-    """Fewer channels, then recovery."""
+    """A smaller network, by one method or several, then recovery."""
 
     pruner: Component = Field(
         Component(name="channel", keep_macs=0.6, round_to=8), description="The method and its target."
@@ -170,7 +170,7 @@ class Finetune(Fit):
 
 
 class Quantize(Section):
-    """int8."""
+    """Fewer bits."""
 
     quantizer: Component = Field(
         Component(name="static", calibration="minmax"), description="The method and its settings."

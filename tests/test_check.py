@@ -92,3 +92,10 @@ def test_a_quantizer_that_cannot_write_a_target_is_refused(quantizer, targets, m
 def test_a_quantizer_that_writes_all_targets_passes(quantizer, targets):
     candidates = "build_tensorrt.candidates=[pruned]"
     assert check(f"quantize.quantizer.name={quantizer}", f"quantize.targets={targets}", candidates).exit_code == 0
+
+
+def test_four_bits_for_a_network_of_convolutions_are_refused_before_it_is_trained():
+    with pytest.raises(
+        FlyweightError, match=r"matrix products \(MatMul, Gemm\), and they hold [0-9]% of this network's"
+    ):
+        raise check("quantize.quantizer={name: int4}").exception
