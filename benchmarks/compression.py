@@ -59,10 +59,12 @@ KD = Component(name="kd", temperature=4.0, alpha=0.9)
 LABELS = Component(name="kd", temperature=1.0, alpha=0.0)
 """Distillation with no weight on the teacher: cross-entropy."""
 HALF = Component(name="channel", keep_macs=0.5, round_to=8)
+EVENLY = Component(name="channel", keep_macs=0.5, round_to=8, scope="local")
 QUARTER = Component(name="channel", keep_macs=0.25, round_to=8)
 PRUNERS: dict[str, dict[str, Any]] = {
     "prune 2x": {"pruner": HALF},
     "prune 2x, labels": {"pruner": HALF, "loss": LABELS},
+    "prune 2x evenly, labels": {"pruner": EVENLY, "loss": LABELS},
     "prune 4x": {"pruner": QUARTER},
     "low rank": {"pruner": Component(name="low_rank", keep_macs=0.6)},
     "low rank + prune": {
@@ -221,6 +223,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     teacher = Run(arguments.seeds[0], arguments.work / "teacher", Path()).stage("teacher", train, TEACHER)
     runs = [Run(seed, arguments.work, teacher) for seed in arguments.seeds]
+    for run in runs:  # first what takes long, so that a run that was killed does not make files twice
+        run.networks()
     made = {run.seed: run.files() for run in runs}
     test = open_split(runs[0].data, "test")
     for files in made.values():

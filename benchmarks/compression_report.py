@@ -22,7 +22,16 @@ from matplotlib import pyplot  # the backend must be set first
 CONFIDENCE = 0.95
 WIDE = ("teacher", "teacher + int8", "teacher + prune", "teacher + prune + int8")
 PRUNING = (
-    *("student alone", "student", "prune 2x", "prune 2x, labels", "torch-pruning 2x", "prune 4x", "low rank"),
+    *(
+        "student alone",
+        "student",
+        "prune 2x",
+        "prune 2x, labels",
+        "prune 2x evenly, labels",
+        "torch-pruning 2x",
+        "prune 4x",
+        "low rank",
+    ),
     *("low rank + prune", "depth", "unstructured 50 %", "2:4"),
 )
 QUANTIZING = tuple(
