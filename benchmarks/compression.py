@@ -17,9 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,9 +229,10 @@ def main() -> None:
         run.networks()
     made = {run.seed: run.files() for run in runs}
     test = open_split(runs[0].data, "test")
-    for files in made.values():
-        for one in files.values():
-            one.accuracy = accuracy(one.file, test)
+    every = [one for files in made.values() for one in files.values()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for one, found in zip(every, pool.map(lambda one: accuracy(one.file, test), every), strict=True):
+            one.accuracy = found
     images = open_split(runs[0].data, "validation").slice(0, max(BATCHES))
     for files in made.values():
         runners = {name: OnnxRunner(one.file) for name, one in files.items()}
