@@ -33,9 +33,8 @@ class LowRank:
     """Cuts linear layers and convolutions into chains of thinner ones, wherever the chain takes fewer multiplications.
 
     Give either `energy` or `keep_macs`. Batch norms and grouped convolutions stay as they are. A chain runs more and thinner
-    layers than it replaces, so milliseconds fall less than multiply-accumulates do, and with ranks that the kernels cannot
-    fill they rise: at half the multiply-accumulates, ONNX Runtime (one thread, AVX-512) ran a network of 32 to 128 channels
-    1.4 times as fast as before with round_to 8, and 0.7 times with round_to 1. Measure before you trust it.
+    layers than it replaces, so milliseconds fall less than multiply-accumulates do (benchmarks/compression.py), and with ranks
+    that the kernels cannot fill they may rise. Measure before you trust it.
 
     Args:
         energy: share of the squared singular values that each cut layer keeps of its outputs and of its inputs.

@@ -2,7 +2,7 @@
 
 For networks of matrix products whose activations differ much from input to input. **On convolutions it is slower than
 float**: ONNX Runtime has one plain integer kernel for them, whose sums go back to float before anything else is done
-(measured: 0.45x to 0.8x of float, by CPU). There it saves bytes and costs time; the static quantizer saves both.
+(benchmarks/compression.py times it). There it saves bytes and costs time; the static quantizer saves both.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Dynamic:
         convolutions = _quantize_convolutions(model)
         if convolutions:
             _log.warning(
-                "dynamic quantization makes the %d convolutions of this graph smaller and slower than float (0.45x to "
-                "0.8x were measured). For speed set quantize.quantizer.name to static.", convolutions,
+                "dynamic quantization makes the %d convolutions of this graph smaller and slower than float. "
+                "For speed set quantize.quantizer.name to static.", convolutions,
             )  # fmt: skip
         write(model, source, out, target, "int8", activations="dynamic")
         return {**count_operators(out), "slow_convolutions": float(convolutions)}
@@ -74,7 +74,7 @@ def _quantize_convolutions(model: onnx.ModelProto) -> int:
 
     ONNX Runtime's own quantizer has one scale for a whole kernel here. Weights are symmetric, so that one scale a channel
     needs no zero point for each (which ONNX Runtime refuses), but only a multiplication of the sums. They are stored
-    with 128 added: for signed ones it has only a plain loop, measured at 0.11x of float.
+    with 128 added: for signed ones it has only a plain loop.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
