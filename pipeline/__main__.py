@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline import __version__, cli_options, config, load_commands, serving_commands
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import STAGES, Stage
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint import ModelSpec
 
 _recipe, _set, _force, _pipeline = cli_options.recipe, cli_options.overrides, cli_options.force, cli_options.pipeline
 
@@ -54,9 +57,20 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
             given = {"in_channels": 1, "classes": 10} if kind == "models" else {}
             config.Component(name=component.name, **(given | component.arguments)).build(kind)
             if kind == "models" and ":" in component.name:  # the tests hold the built-in ones to it
-                _check_exportable(settings, component)
+                from pipeline import onnx_graph
+
+                onnx_graph.check_exportable(_spec(settings, component), settings.export_onnx.opset)
         except FlyweightError as error:
             raise FlyweightError(f"{key}: {error}") from error
+    from pipeline import checkpoint
+    from pipeline.stages import prune
+
+    prune.in_rounds(settings.prune)
+    student = _spec(settings, settings.distill.model)
+    prune.check_reach(settings.prune, student)
+    quantizer = settings.quantize.build_quantizer()
+    if hasattr(quantizer, "check_network"):
+        quantizer.check_network(checkpoint.build(student))
     if settings.export_onnx.mobile != "off":
         from pipeline import mobile
 
@@ -64,16 +78,15 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
     click.echo(f"the settings hold: recipe {recipe or 'none'}, data set {settings.data.dataset}")
 
 
-def _check_exportable(settings: config.Settings, model: config.Component) -> None:
-    """Raise `ModelError` where a model of the user's own would only be refused after it was trained."""
-    from pipeline import components, onnx_graph
+def _spec(settings: config.Settings, model: config.Component) -> ModelSpec:
+    """Return the spec of a fresh `model` for the data set, so that it can be refused before it is trained."""
+    from pipeline import components
     from pipeline.checkpoint import Preprocessing, image_classifier
 
     dataset = components.build("datasets", settings.data.dataset, {})
     channels = dataset.image_shape[0]
     plain = Preprocessing(mean=(0.0,) * channels, std=(1.0,) * channels)
-    spec = image_classifier(model.name, model.arguments, dataset.image_shape, dataset.labels, plain)
-    onnx_graph.check_exportable(spec, settings.export_onnx.opset)
+    return image_classifier(model.name, model.arguments, dataset.image_shape, dataset.labels, plain)
 
 
 def _stage_command(stage: Stage) -> click.Command:

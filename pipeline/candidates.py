@@ -54,6 +54,8 @@ class Candidate(_Frozen):
     target: Literal["any", "cpu", "tensorrt"]
     source: Literal["teacher", "student", "pruned"]
     parity: Parity
+    gives_way_to: str | None = None
+    """The float candidate to serve in its stead, where `quantize` found int8 no faster than it on this machine."""
 
 
 class Mobile(_Frozen):
@@ -133,6 +135,10 @@ class Engine(_Frozen):
     """Lines of layers.json."""
     precisions: dict[str, int]
     """Type -> layers that give out tensors of it. Without int8 nothing was quantized, without float16 nothing is half."""
+    sparse_asked: bool = False
+    """Whether the builder might take sparse kernels, since the plan says that 2 of every 4 weights are zero."""
+    sparse_layers: tuple[str, ...] | None = None
+    """Layers that got sparse kernels; None where the builder does not tell, as TensorRT-RTX does not."""
     on_gpu: OnGpu | None = None
     not_measured: str | None = None
     """Why `on_gpu` is missing."""

@@ -93,6 +93,11 @@ class ModelSpec(_Frozen):
         channels, height, width = self.inputs[0].shape
         return channels, height, width
 
+    @property
+    def sparse(self) -> bool:
+        """Whether a step of its plan left 2 of every 4 weights, as NVIDIA's sparse tensor cores want them."""
+        return any(step.method == "n_m" and step.arguments == {"n": 2, "m": 4} for step in self.pruning)
+
 
 def image_classifier(
     architecture: str,

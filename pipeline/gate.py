@@ -19,6 +19,7 @@ RULE = (
     "Nominated is the candidate that holds every limit on the validation split and has the highest throughput through "
     f"Triton at the largest concurrency; within {TIE:.0%} of the highest it is the smallest file, then the name. If none "
     "holds every limit, it is the one that misses least: the smallest sum of shortfalls, each a share of its limit. "
+    "An int8 candidate that was found no faster than its float original gives way to it where that one misses no more. "
     "The nominee alone is then held to the accuracy limit on the test split, where it counts."
 )
 _LEAST_DROP = 0.001
@@ -91,6 +92,8 @@ def _stand(
 def _nominate(candidates: Sequence[Measured], standings: Sequence[CandidateVerdict]) -> Measured | None:
     """Return the candidate that the test split gets to see, by `RULE`; None where none is eligible."""
     eligible = [(c, s) for c, s in zip(candidates, standings, strict=True) if s.eligible]
+    shortfall = {candidate.name: standing.shortfall for candidate, standing in eligible}
+    eligible = [(c, s) for c, s in eligible if shortfall.get(c.gives_way_to or "", float("inf")) > s.shortfall]
     feasible = [candidate for candidate, standing in eligible if standing.feasible]
     if feasible:
         fastest = max(_throughput(candidate) for candidate in feasible)

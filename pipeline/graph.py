@@ -80,7 +80,7 @@ _ALL = (
     ),
     Stage(
         "prune",
-        "Remove whole channels from the student and let it recover.",
+        "Make the student smaller, by one method or several, and let it recover.",
         inputs={"data": "prepare_data", "teacher": "train", "student": "distill"},
         shared=("distributed", "seed"),
         pool="training",
@@ -89,7 +89,7 @@ _ALL = (
     ),
     Stage(
         "quantize",
-        "Bring the pruned student to int8, calibrated on training images.",
+        "Write the pruned student in fewer bits, calibrated on training images.",
         inputs={"data": "prepare_data", "teacher": "train", "pruned": "prune"},
         shared=("distributed", "seed"),
         pool="training",

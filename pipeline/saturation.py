@@ -34,8 +34,8 @@ from pipeline.runners import session_options
 
 WITH_32_BIT_SUMS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """CPU flags, as the operating system names them, under which no sum is cut off."""
-WITH_16_BIT_SUMS = ("avx2", "avx512bw")
-"""Flags of x86 CPUs that have one of these and none of the above: sums of two are cut off."""
+EVERYWHERE = "any CPU"
+WITH_VNNI = "only CPUs with VNNI, AMX or ARM's dot products"
 TOLERATED = 0.001
 """Share of the predictions that may change where a model is still called valid."""
 BATCH = 8
@@ -47,30 +47,41 @@ class Saturation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: int
+    accuracy: float
+    """Share of the images that exact sums answer rightly."""
+    saturated_accuracy: float
+    """The same with sums cut off at 16 bits."""
     changed: float
     """Share of the images for which another class is predicted."""
     saturating_operators: int
     """Operators in which at least one sum is cut off on these images."""
-    valid_on: tuple[str, ...]
-    """CPU flags, any of which is enough for the answers to be those of exact sums."""
+    valid_on: str
+    """The CPUs on which the answers are those of exact sums, in words."""
+    needs: tuple[str, ...]
+    """CPU flags, any of which is enough for that; none where every CPU will do."""
     sentence: str
 
 
-def without_vnni(int8_file: Path, images: NDArray[np.uint8]) -> Saturation:
+def without_vnni(int8_file: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Saturation:
     """Compare the predictions of `int8_file` for raw images (N, C, H, W) with and without 16-bit sums.
 
-    The result is the same on every machine. Raises `ModelError` where the file has no products of uint8 and int8.
+    The result is the same on every machine. A file without products of uint8 and int8 has nothing that is cut off.
+    Raises `ModelError` where ONNX Runtime cannot load it or it is in the form for tensorrt.
     """
     network = Emulation(int8_file)
-    exact, cut = network(images, saturate=False), network(images, saturate=True)
-    changed = float((exact.argmax(1) != cut.argmax(1)).mean())
-    valid = changed <= TOLERATED
+    exact = network(images, saturate=False).argmax(1)
+    cut = network(images, saturate=True).argmax(1) if network.affected else exact
+    changed = float((exact != cut).mean())
+    valid, operators = changed <= TOLERATED, len(network.saturating)
     return Saturation(
         images=len(images),
+        accuracy=float((exact == labels).mean()),
+        saturated_accuracy=float((cut == labels).mean()),
         changed=changed,
-        saturating_operators=len(network.saturating),
-        valid_on=(*WITH_32_BIT_SUMS, *(WITH_16_BIT_SUMS if valid else ())),
-        sentence=_sentence(changed, len(network.saturating), valid),
+        saturating_operators=operators,
+        valid_on=EVERYWHERE if valid else WITH_VNNI,
+        needs=() if valid else WITH_32_BIT_SUMS,
+        sentence=_sentence(changed, operators, valid),
     )
 
 
@@ -78,7 +89,7 @@ class Emulation:
     """An int8 ONNX file that is run one operator at a time.
 
     Raises:
-        ModelError: the file has no products of uint8 activations and int8 weights, as the form for tensorrt.
+        ModelError: ONNX Runtime cannot load the file, or it is in the form for tensorrt, whose activations are signed.
     """
 
     def __init__(self, file: Path) -> None:
@@ -87,10 +98,12 @@ class Emulation:
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self.saturating: set[str] = set()
         """Names of the operators in which a sum was cut off so far."""
-        if not any(self._is_product(node) for node in self._model.graph.node):
+        self.affected = any(self._is_product(node) for node in self._model.graph.node)
+        """Whether uint8 activations and int8 weights are multiplied anywhere: nothing else is cut off."""
+        if not self.affected and any(_is_for_tensorrt(entry) for entry in onnx.load(file).metadata_props):
             raise ModelError(
-                f"{file} has no products of uint8 activations and int8 weights: only the form that a quantizer writes "
-                f"for target cpu is affected by 16-bit sums"
+                f"{file} is in the form for tensorrt: only what a quantizer writes for target cpu is run where sums are "
+                f"cut off at 16 bits. Give the file of target cpu"
             )
 
     def __call__(self, images: NDArray[np.uint8], saturate: bool) -> NDArray[np.float32]:
@@ -275,6 +288,10 @@ def _fused(file: Path) -> onnx.ModelProto:
         except Exception as error:  # ONNX Runtime's errors have no common base but Exception
             raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
         return onnx.load(out)
+
+
+def _is_for_tensorrt(entry: onnx.StringStringEntryProto) -> bool:
+    return (entry.key, entry.value) == ("target", "tensorrt")
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

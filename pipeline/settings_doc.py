@@ -31,7 +31,8 @@ runs. `flyweight check --recipe demo --set train.fit.epochs=3` says so in second
 
 A *component* is a name with its arguments beside it: `{name: kd, temperature: 4.0}`. One argument is changed alone with
 `--set distill.loss.temperature=2`. A new name drops the arguments of the old one.
-[Bring your own](bring-your-own.md) says how to add a component.
+[Bring your own](bring-your-own.md) says how to add a component, [Compression and export](compression.md) which pruner and
+quantizer to take.
 
 `datasets` cannot be overlaid: DVC pins the bytes that it describes. Edit `params.yaml` and run `dvc repro`.
 """

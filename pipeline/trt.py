@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -123,6 +123,8 @@ class Plan:
     """engine: as it will run, after fusing; network: as parsed, where there is no GPU to load the engine."""
     inspector: Mapping[str, Any] | None = None
     """What the engine inspector says, in its own words."""
+    sparse_layers: tuple[str, ...] | None = None
+    """Layers whose kernels pass over zeros; None where nothing was asked for, or the builder does not tell."""
 
     @property
     def precisions(self) -> dict[str, int]:
@@ -161,6 +163,7 @@ def build(
     shapes: Mapping[str, tuple[int, ...]],
     profile: tuple[int, int, int],
     gpu: Gpu | None,
+    sparse: bool = False,
 ) -> Plan:
     """Build the plan of `onnx_file`.
 
@@ -170,6 +173,8 @@ def build(
         shapes: name of each input -> its shape without the batch axis.
         profile: smallest, most usual and largest batch.
         gpu: where the engine will run, or None to build ahead of time.
+        sparse: whether the builder may look for weights of which 2 of 4 are zero, and take sparse kernels where these are
+            faster.
 
     Raises:
         ModelError: a node is refused, named with the reason and the cure, or the builder finds no kernels.
@@ -184,6 +189,8 @@ def build(
     config = made.create_builder_config()
     config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+    if sparse:
+        config.set_flag(library.BuilderFlag.SPARSE_WEIGHTS)
     batches = made.create_optimization_profile()
     for name, shape in shapes.items():
         batches.set_shape(name, *((batch, *shape) for batch in profile))
@@ -203,24 +210,39 @@ def build(
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_bytes(bytes(config.get_timing_cache().serialize()))
     if gpu is None:
-        return Plan(bytes(plan), _network_layers(network), "network")
+        return Plan(bytes(plan), _network_layers(network), "network", sparse_layers=_sparse_layers(log.sparsity))
     described = _inspect(library, log, plan)
-    return Plan(bytes(plan), _engine_layers(described), "engine", described)
+    return Plan(bytes(plan), _engine_layers(described), "engine", described, _sparse_layers(log.sparsity))
 
 
 def _logger(library: ModuleType) -> Any:
-    """Return a logger that keeps errors for our own messages instead of printing them."""
+    """Return a logger that keeps errors, for our own messages, and what is said of sparsity, and prints neither."""
 
-    class Errors(library.ILogger):  # type: ignore[name-defined]  # the library is known at run time only
+    class Kept(library.ILogger):  # type: ignore[name-defined]  # the library is known at run time only
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.sparsity: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= library.ILogger.Severity.ERROR:
                 self.errors.append(message.strip())
+            elif message.startswith("(Sparsity)"):
+                self.sparsity.append(message.strip())
 
-    return Errors()
+    return Kept()
+
+
+def _sparse_layers(said: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the layers that TensorRT says it picked sparse kernels for, or None where it says nothing of sparsity.
+
+    It says so in its log alone: first which layers have the pattern, then which of these are faster so.
+    https://docs.nvidia.com/deeplearning/tensorrt/10.16.1/inference-library/io-formats-sparsity.html
+    """
+    if not said:
+        return None
+    picked = (line.partition("sparse implementation for layers:")[2] for line in said)
+    return tuple(name.strip() for names in picked for name in names.split(",") if name.strip())
 
 
 def _refusal(builder: Builder, onnx_file: Path, parser: Any) -> str:

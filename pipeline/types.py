@@ -48,14 +48,18 @@ class Pruner(Protocol):
         """
 
     def rounds(self, count: int) -> Sequence[Pruner]:
-        """Return `count` pruners that, called one after another on the same network, reach this one's target in steps.
+        """Return pruners that, called one after another on the same network, reach this one's target in steps.
 
-        Raises `SettingsError` for a `count` above 1 where the method knows no half way.
+        `count` of them, or as many as the method can be cut into: one where it knows no half way.
         """
 
 
 class Quantizer(Protocol):
-    """Writes a quantized ONNX file from a float one."""
+    """Writes a quantized ONNX file from a float one.
+
+    One that cannot write both targets says which it can in an attribute ``targets``, such as ``("cpu",)``: then
+    `flyweight check` refuses settings that ask for another.
+    """
 
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Quantize `onnx_file` to `out` in the form that `target` ('cpu' or 'tensorrt') wants.

@@ -8,11 +8,25 @@ from xdist.scheduler import LoadFileScheduling
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores already
 
 
+_TOGETHER = {
+    "tests/integration/": "stack",
+    "tests/quantizers/": "float files",
+    "tests/stages/test_build_tensorrt.py": "candidates",
+    "tests/stages/test_export_onnx.py": "candidates",
+    "tests/stages/test_quantize.py": "candidates",
+}
+"""Files that share what takes long to make -> what that is. One test process gets all of them, so that it is made once."""
+
+
+def _shared(nodeid):
+    return next((what for start, what in _TOGETHER.items() if nodeid.startswith(start)), None)
+
+
 class _Sharing(LoadFileScheduling):
-    """Give each file to one of the test processes, and all files that share the running stack to one."""
+    """Give each file, or all files that share something, to one of the test processes."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "stack" if nodeid.startswith("tests/integration/") else super()._split_scope(nodeid)
+        return _shared(nodeid) or super()._split_scope(nodeid)
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -20,9 +34,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest; inside a file the order stays."""
+    """Begin with what takes longest, so that no process ends with it alone; inside a file the order stays."""
     servers = {item.path for item in items if item.get_closest_marker("integration")}
-    items.sort(key=lambda item: ("integration" not in item.path.parts, item.path not in servers))
+    items.sort(
+        key=lambda item: (
+            "integration" not in item.path.parts,
+            item.path not in servers,
+            _shared(item.nodeid) is None,
+        )
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The docs say what is so: links resolve, settings and commands are there, quoted errors exist, examples run."""
 
 import re
+import shlex
 import sys
 import types
 from pathlib import Path
@@ -126,6 +127,40 @@ def test_exit_codes_are_the_same_everywhere():
         assert f"exit code {code}" in errors.__doc__
 
 
+# Compression: each example holds, and each built-in method is there.
+
+COMMANDS = re.findall(r"^    flyweight check (.+)$", text_of("docs", "compression.md"), re.M)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_examples_of_compression_hold(line, monkeypatch):
+    from click.testing import CliRunner
+
+    from pipeline import mobile
+    from pipeline.__main__ import main
+
+    monkeypatch.setattr(mobile, "check_installed", lambda: None)  # the example of it says what to install
+    done = CliRunner().invoke(main, ["check", *shlex.split(line)])
+    assert (done.exit_code, done.exception) == (0, None)
+
+
+def test_the_recipe_of_compression_holds():
+    from pipeline import config, yaml12
+
+    block, _ = re.findall(r"^```yaml\n(.*?)^```", text_of("docs", "compression.md"), re.M | re.S)
+    settings = config.load("demo", yaml12.read(block))
+    made = [pruner.build("pruners") for pruner in (settings.prune.pruner, *settings.prune.then)]
+    assert [type(pruner).__name__ for pruner in made] == ["LowRank", "Channel"]
+
+
+def test_every_method_of_compression_has_its_row():
+    from pipeline.components import names
+
+    page = text_of("docs", "compression.md")
+    for kind in ("pruners", "quantizers"):
+        assert [name for name in names(kind) if f"\n| `{name}` |" not in page] == []
+
+
 # Bring your own: each example is run as a user's own module, by its path.
 
 EXAMPLES = {
@@ -206,10 +241,13 @@ def test_the_example_of_a_pruner(own, tmp_path):
     spec = spec_of("resnet", width=8, blocks=[1, 1])
     network = checkpoint.build(spec).eval()
     before = sum(parameter.numel() for parameter in network.parameters())
-    step = components.build("pruners", own, {"keep": 0.5})(spec, network, iter(()))
+    rounds = components.build("pruners", own, {"keep": 0.5}).rounds(2)
+    assert len(rounds) == 2
+    for pruner in rounds:
+        step = pruner(spec, network, iter(()))
+        spec = spec.model_copy(update={"pruning": (*spec.pruning, step)})
     assert sum(parameter.numel() for parameter in network.parameters()) < before / 2
-    pruned = spec.model_copy(update={"pruning": (step,)})
-    checkpoint.save(tmp_path, pruned, network)
+    checkpoint.save(tmp_path, spec, network)
     _, rebuilt = checkpoint.load(tmp_path)
     image = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(rebuilt(image), network(image))

@@ -19,7 +19,7 @@ from pipeline.runners import OnnxRunner
 @pytest.fixture(scope="module")
 def spec():
     preprocessing = Preprocessing(mean=(0.3, 0.5, 0.6), std=(0.2, 0.3, 0.25))
-    arguments = {"width": 4, "blocks": [1, 1]}
+    arguments = {"width": 4, "blocks": [1]}
     return image_classifier("resnet", arguments, (3, 8, 8), ("cat", "dog", "emu"), preprocessing)
 
 

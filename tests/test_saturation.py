@@ -81,17 +81,27 @@ def test_dynamic_quantization_is_emulated_too(float_file, images, tmp_path):
     )  # fmt: skip
 
 
+LABELS = np.zeros(96, np.int64)
+
+
 def test_weights_of_7_bits_are_valid_everywhere(float_file, images, tmp_path):
     file = quantized(float_file, images, tmp_path / "model.onnx", reduce_range=True)
-    found = without_vnni(file, images)
+    found = without_vnni(file, images, LABELS)
     assert (found.images, found.changed, found.saturating_operators) == (96, 0, 0)
-    assert {"avx2", "avx512bw", "avx512_vnni", "asimddp"} <= set(found.valid_on)
+    assert (found.valid_on, found.needs) == ("any CPU", ())
     assert "0.00% of the predictions change: the model is valid there too" in found.sentence
 
 
 def test_weights_of_8_bits_are_cut_off_somewhere(float_file, images, tmp_path):
     file = quantized(float_file, images, tmp_path / "model.onnx", fold="off")
-    assert without_vnni(file, images).saturating_operators > 0
+    assert without_vnni(file, images[:16], LABELS[:16]).saturating_operators > 0
+
+
+def test_a_file_without_integer_products_is_valid_everywhere(float_file, images):
+    found = without_vnni(float_file, images[:16], LABELS[:16])
+    expected = OnnxRunner(float_file)({"image": images[:16]})["logits"].argmax(1)
+    assert found.accuracy == found.saturated_accuracy == (expected == 0).mean()
+    assert (found.changed, found.saturating_operators, found.valid_on) == (0, 0, "any CPU")
 
 
 @pytest.fixture
@@ -119,14 +129,18 @@ def doubtful(tmp_path):
 def test_predictions_that_hang_on_a_sum_are_found(doubtful):
     images = np.full((10, 1, 2, 2), 255, np.uint8)
     images[5:] = 20  # too dark to be cut off
-    found = without_vnni(doubtful, images)
+    found = without_vnni(doubtful, images, np.zeros(10, np.int64))
     assert (found.changed, found.saturating_operators) == (0.5, 1)
-    assert "avx2" not in found.valid_on and "avx512_vnni" in found.valid_on
+    assert (found.accuracy, found.saturated_accuracy) == (1, 0.5)
+    assert found.valid_on == "only CPUs with VNNI, AMX or ARM's dot products"
+    assert "avx2" not in found.needs and "avx512_vnni" in found.needs
     assert "sums are cut off in 1 operators and 50.00% of the predictions change: serve it only where" in found.sentence
     assert "reduce_range: true" in found.sentence
 
 
 def test_the_form_for_tensorrt_is_refused(float_file, images, tmp_path):
     Static()(float_file, images, tmp_path / "model.onnx", "tensorrt")
-    with pytest.raises(ModelError, match="has no products of uint8 activations and int8 weights: only the form"):
-        without_vnni(tmp_path / "model.onnx", images)
+    with pytest.raises(
+        ModelError, match=r"model\.onnx is in the form for tensorrt: only what .* Give the file of target cpu"
+    ):
+        without_vnni(tmp_path / "model.onnx", images, LABELS)

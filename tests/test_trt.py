@@ -12,7 +12,7 @@ needs_rtx = pytest.mark.skipif(trt.missing("tensorrt_rtx", None) is not None, re
 node = helper.make_node
 
 
-def build(directory, nodes, opset=20, profile=(1, 4, 8), **constants):
+def build(directory, nodes, opset=20, profile=(1, 4, 8), sparse=False, **constants):
     """Build (batch, 3, 8, 8) float -> y from these nodes and constants."""
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])
@@ -24,7 +24,7 @@ def build(directory, nodes, opset=20, profile=(1, 4, 8), **constants):
     )
     (directory / "cand").mkdir()
     onnx.save(model, directory / "cand" / "model.onnx")
-    return trt.build("tensorrt_rtx", directory / "cand" / "model.onnx", {"x": (3, 8, 8)}, profile, None)
+    return trt.build("tensorrt_rtx", directory / "cand" / "model.onnx", {"x": (3, 8, 8)}, profile, None, sparse)
 
 
 SCALE, KERNEL = np.float32(0.1), np.zeros((4, 3, 3, 3), np.float32)
@@ -127,6 +127,33 @@ def test_the_types_of_the_graph_are_those_of_the_layers(tmp_path):
     described = plan.describe()
     assert described["from"] == "network" and "inspector" not in described
     assert {"name": "conv", "kind": "CONVOLUTION", "types": ("HALF",)} in described["layers"]
+
+
+@needs_rtx
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_builder_looks_for_zeros_only_where_it_is_asked_to(tmp_path, monkeypatch, sparse):
+    library, configs = trt.module("tensorrt_rtx"), []
+    make = library.Builder.create_builder_config
+    monkeypatch.setattr(
+        library.Builder, "create_builder_config", lambda builder: configs.append(make(builder)) or configs[-1]
+    )
+    kernel = np.tile(np.float32([1, 2, 0, 0]).reshape(1, 4, 1, 1), (8, 1, 3, 3))
+    wide = np.ones((4, 3, 1, 1), np.float32)
+    nodes = [node("Conv", ["x", "a"], ["h"], "wide"), node("Conv", ["h", "b"], ["y"], "sparse")]
+    plan = build(tmp_path, nodes, sparse=sparse, a=wide, b=kernel)
+    (config,) = configs
+    assert config.get_flag(library.BuilderFlag.SPARSE_WEIGHTS) is sparse
+    assert plan.sparse_layers is None, "TensorRT-RTX builds for many GPUs and does not say what it picked"
+
+
+def test_what_tensorrt_says_of_sparse_layers_is_understood():
+    """The lines that its developer guide shows; the second names what was picked."""
+    eligible = "(Sparsity) Layers eligible for sparse math: conv1, conv2 + relu"
+    picked = "(Sparsity) TRT inference plan picked sparse implementation for layers: conv1, conv2 + relu"
+    assert trt._sparse_layers([eligible, picked]) == ("conv1", "conv2 + relu")
+    assert trt._sparse_layers([eligible, picked[: picked.index(":") + 2]]) == ()
+    assert trt._sparse_layers([eligible]) == ()
+    assert trt._sparse_layers([]) is None
 
 
 def test_the_inspectors_words_for_types_are_understood():

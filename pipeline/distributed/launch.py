@@ -57,7 +57,7 @@ def launch(function: str, job: Mapping[str, Any], settings: Distributed, scratch
         "function": function,
         "job": dict(job),
         "backend": _backend(settings),
-        "rendezvous": (meeting / "workers").resolve().as_uri(),
+        "meeting": str((meeting / "workers").resolve()),
         "threads": max(1, _cores() // count),
     }
     task_file = meeting / "task.json"

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -57,12 +58,12 @@ def total(values: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def joined(backend: str, rendezvous: str) -> Iterator[None]:
+def joined(backend: str, meeting: Path) -> Iterator[None]:
     """Join the processes that torchrun started and leave them at the end; alone, do nothing.
 
     Args:
         backend: 'gloo' or 'nccl'.
-        rendezvous: URL at which they meet, such as ``file:///tmp/x``; ``env://`` takes it from torchrun.
+        meeting: file by which they find each other; it must not exist before.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
@@ -70,7 +71,9 @@ def joined(backend: str, rendezvous: str) -> Iterator[None]:
     if size == 1:
         yield
         return
-    dist.init_process_group(backend, rendezvous, rank=int(os.environ["RANK"]), world_size=size)
+    # Torch's own file:// URL cannot hold a blank.
+    store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]  # documented, but not in its __all__
+    dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=size)
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """One process of a training: ``python -m pipeline.distributed.worker PARENT JOB.json``, as `launch` has torchrun start it.
 
-The job file holds ``{"function": "package.module:function", "job": {...}, "backend", "rendezvous", "threads"}``. What goes
+The job file holds ``{"function": "package.module:function", "job": {...}, "backend", "meeting", "threads"}``. What goes
 wrong is written, with its traceback, where torchrun asks for it. Nothing heavy is imported before the process is tied to
 its parent: it must not outlive it even while it is still starting.
 """
@@ -33,7 +33,7 @@ def _work(task: dict[str, Any]) -> None:
     from pipeline.distributed import ranks
 
     module, _, function = task["function"].partition(":")
-    with ranks.joined(task["backend"], f"{task['rendezvous']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}"):
+    with ranks.joined(task["backend"], Path(f"{task['meeting']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}")):
         getattr(importlib.import_module(module), function)(task["job"])
 
 

@@ -52,7 +52,7 @@ class Channel:
 
     A target in MACs or parameters promises no speed. ONNX Runtime's float kernels fill blocks of 8 channels (AVX2) or 16
     (AVX-512), and a width between costs as much as the next block or more (measured by benchmarks/channel_widths.py). So
-    give round_to 8 or 16 where speed is what counts; other values are warned of.
+    give round_to 8 or 16 where speed is what counts; layers that end between are warned of, unless latency is measured.
 
     Args:
         keep_macs: share of the multiply-accumulates to keep, between 0 and 1.
@@ -125,12 +125,6 @@ class Channel:
         judged = judge(self.importance, spec, network, found, batches, self.seed)
         blocks = self._blocks(judged, ratios, widths(origin))
         measure = self._measure(spec, origin)
-        if self.round_to % _KERNEL_WIDTH:
-            _log.warning(
-                "channel: with pruner.round_to %d layers get widths that ONNX Runtime's float kernels cannot fill: the pruned "
-                "network may be no faster than before, or slower; set it to 8 or 16 where speed is what counts",
-                self.round_to,
-            )
 
         def kept(count: int) -> float:
             smaller = copy.deepcopy(network)
@@ -147,6 +141,8 @@ class Channel:
             count = _fewest(kept, share, len(blocks), step)
         removed = remove_(network, image, _by_layer(blocks[:count]))
         timed = self._timed(share, *measure(network)) if self.target == "keep_latency" else {}
+        if not timed and self._round == self._rounds:
+            _warn_of_widths({layer: widths(network)[layer][1] for layer in removed})
         return PruningStep(
             method="channel", arguments={**self._arguments(), **timed}, widths=widths(network), removed=removed
         )
@@ -247,6 +243,17 @@ class Channel:
                 rank = stop / len(score) if self.scope == "local" else float(score[channels].mean())
                 blocks.append(_Block(group.layer, tuple(channels.tolist()), rank))
         return sorted(blocks, key=lambda block: block.rank)
+
+
+def _warn_of_widths(pruned: Mapping[str, int]) -> None:
+    """Warn of the layers, of those `pruned` (layer -> channels left), that waste a part of the float kernels."""
+    unfilled = [f"{layer} {width}" for layer, width in pruned.items() if width % _KERNEL_WIDTH]
+    if unfilled:
+        _log.warning(
+            "channel: %d of %d pruned layers have widths that ONNX Runtime's float kernels cannot fill (%s): the pruned "
+            "network may be no faster than before, or slower; set pruner.round_to to 8 or 16 where speed is what counts",
+            len(unfilled), len(pruned), ", ".join(unfilled),
+        )  # fmt: skip
 
 
 def _by_layer(blocks: Iterable[_Block]) -> dict[str, list[int]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import surgery
 from pipeline.checkpoint import ModelSpec, PruningStep
-from pipeline.errors import ModelError, SettingsError
+from pipeline.errors import ModelError
 
 _BATCHES = 4
 _log = logging.getLogger(__name__)
@@ -38,12 +38,8 @@ class Depth:
         self.drop = drop
 
     def rounds(self, count: int) -> list[Depth]:
-        """Return `count` pruners that share the blocks to drop evenly. Raises `SettingsError` for more rounds than blocks."""
-        if count > self.drop:
-            raise SettingsError(
-                f"prune.rounds is {count}, but depth has only {self.drop} to drop (pruner.drop) and drops at least one a "
-                f"round: set prune.rounds to at most {self.drop}"
-            )
+        """Return `count` pruners that share the blocks to drop evenly, or one a block where these are fewer."""
+        count = min(count, self.drop)
         each, more = divmod(self.drop, count)
         return [Depth(each + (place < more)) for place in range(count)]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pipeline import surgery
 from pipeline.checkpoint import ModelSpec, PruningStep
-from pipeline.errors import ModelError, SettingsError
+from pipeline.errors import ModelError
 from pipeline.macs import macs
 
 _log = logging.getLogger(__name__)
@@ -33,9 +33,8 @@ class LowRank:
     """Cuts linear layers and convolutions into chains of thinner ones, wherever the chain takes fewer multiplications.
 
     Give either `energy` or `keep_macs`. Batch norms and grouped convolutions stay as they are. A chain runs more and thinner
-    layers than it replaces, so milliseconds fall less than multiply-accumulates do, and with ranks that the kernels cannot
-    fill they rise: at half the multiply-accumulates, ONNX Runtime (one thread, AVX-512) ran a network of 32 to 128 channels
-    1.4 times as fast as before with round_to 8, and 0.7 times with round_to 1. Measure before you trust it.
+    layers than it replaces, so milliseconds fall less than multiply-accumulates do (benchmarks/compression.py), and with ranks
+    that the kernels cannot fill they may rise. Measure before you trust it.
 
     Args:
         energy: share of the squared singular values that each cut layer keeps of its outputs and of its inputs.
@@ -58,11 +57,7 @@ class LowRank:
         self.round_to = round_to
 
     def rounds(self, count: int) -> list[LowRank]:
-        """Return this pruner alone. Raises `SettingsError` for more: a chain that is cut again only gets longer."""
-        if count > 1:
-            raise SettingsError(
-                f"prune.rounds is {count}, but low_rank reaches its target in one step: set prune.rounds to 1"
-            )
+        """Return this pruner alone, whatever `count` is: a chain that is cut again only gets longer."""
         return [self]
 
     @torch.no_grad()

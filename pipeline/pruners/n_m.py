@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.checkpoint import ModelSpec, PruningStep
-from pipeline.errors import ModelError, SettingsError
+from pipeline.errors import ModelError
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +40,7 @@ class NM:
         self.m = m
 
     def rounds(self, count: int) -> list[NM]:
-        """Return this pruner alone. Raises `SettingsError` for more: half a pattern is none."""
-        if count > 1:
-            raise SettingsError(f"prune.rounds is {count}, but n_m sets its pattern in one step: set prune.rounds to 1")
+        """Return this pruner alone, whatever `count` is: half a pattern is none."""
         return [self]
 
     @torch.no_grad()
@@ -76,8 +74,8 @@ class NM:
             )
         _log.warning(
             "n_m: %d of every %d weights of %d layers stay. Speed comes from 2:4 only, on GPUs with sparse tensor cores, from "
-            "a TensorRT engine built with its SPARSE_WEIGHTS flag; everywhere else the model is as slow as before, and the "
-            "file stays as large",
+            "TensorRT, whose builder build_tensorrt tells to look for zeros; everywhere else the model is as slow as before, "
+            "and the file stays as large",
             self.n, self.m, len(fitting),
         )  # fmt: skip
         return PruningStep(

@@ -25,13 +25,15 @@ _OPSET = 22
 class Bf16:
     """The network in bfloat16, its input and output as they were. It has no settings."""
 
+    targets = ("tensorrt",)
+
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Write `onnx_file` in bfloat16 to `out`, for target 'tensorrt' alone.
 
         `calibration` (raw images, (N, C, H, W)) is only checked. Returns ``half_ops``. Raises `ModelError`.
         """
         check_target(
-            target, ("tensorrt",), "bf16",
+            target, self.targets, "bf16",
             ": ONNX Runtime has no bfloat16 kernels on a CPU. Set quantize.targets to [tensorrt], "
             "or quantize.quantizer.name to fp16",
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 For networks of matrix products whose activations differ much from input to input. **On convolutions it is slower than
 float**: ONNX Runtime has one plain integer kernel for them, whose sums go back to float before anything else is done
-(measured: 0.45x to 0.8x of float, by CPU). There it saves bytes and costs time; the static quantizer saves both.
+(benchmarks/compression.py times it). There it saves bytes and costs time; the static quantizer saves both.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 class Dynamic:
     """Weights of convolutions and matrix products in 8 bits, one scale an output channel. It has no settings."""
 
+    targets = ("cpu",)
+
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Quantize `onnx_file` to `out`, for target 'cpu' alone.
 
@@ -40,7 +42,7 @@ class Dynamic:
         of, and ``slow_convolutions``: those that are slower than in float. Raises `ModelError`.
         """
         check_target(
-            target, ("cpu",), "dynamic",
+            target, self.targets, "dynamic",
             ": TensorRT takes ranges from the file. Set quantize.targets to [cpu], or quantize.quantizer.name to static",
         )  # fmt: skip
         source = onnx.load(onnx_file)
@@ -60,8 +62,8 @@ class Dynamic:
         convolutions = _quantize_convolutions(model)
         if convolutions:
             _log.warning(
-                "dynamic quantization makes the %d convolutions of this graph smaller and slower than float (0.45x to "
-                "0.8x were measured). For speed set quantize.quantizer.name to static.", convolutions,
+                "dynamic quantization makes the %d convolutions of this graph smaller and slower than float. "
+                "For speed set quantize.quantizer.name to static.", convolutions,
             )  # fmt: skip
         write(model, source, out, target, "int8", activations="dynamic")
         return {**count_operators(out), "slow_convolutions": float(convolutions)}
@@ -72,7 +74,7 @@ def _quantize_convolutions(model: onnx.ModelProto) -> int:
 
     ONNX Runtime's own quantizer has one scale for a whole kernel here. Weights are symmetric, so that one scale a channel
     needs no zero point for each (which ONNX Runtime refuses), but only a multiplication of the sums. They are stored
-    with 128 added: for signed ones it has only a plain loop, measured at 0.11x of float.
+    with 128 added: for signed ones it has only a plain loop.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}

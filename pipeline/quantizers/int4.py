@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, version_converter
+from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.onnx_graph import network_of
@@ -54,11 +55,7 @@ class Int4:
         network_of(source)
         check_images(calibration, source)
         share = _share_of_matrices(source)
-        if share < WORTH:
-            raise ModelError(
-                f"int4 packs the weights of matrix products (MatMul, Gemm), and they hold {share:.0%} of this graph's "
-                f"weights; the rest, as of convolutions, would stay float. Set quantize.quantizer.name to static"
-            )
+        _refuse_below_worth(share)
         model = onnx.ModelProto.FromString(source.SerializeToString())
         if target == "tensorrt":
             model = version_converter.convert_version(model, _OPSET)
@@ -67,6 +64,11 @@ class Int4:
             layers = self._pack(model)
         write(model, source, out, target, "int4", block_size=str(self.block_size))
         return {"int4_layers": float(layers), "int4_weights_share": share}
+
+    def check_network(self, network: nn.Module) -> None:
+        """Raise `ModelError` where linear layers hold too few of the weights, so that it is known before a training."""
+        linear = sum(layer.weight.numel() for layer in network.modules() if isinstance(layer, nn.Linear))
+        _refuse_below_worth(linear / sum(weight.numel() for weight in network.parameters()))
 
     def _pack(self, model: onnx.ModelProto) -> int:
         """Make, in place, a MatMulNBits of each product with constant weights; return their number."""
@@ -171,6 +173,14 @@ def _matrices(model: onnx.ModelProto) -> dict[str, tuple[NDArray[np.float32], bo
             weights, transposed = numpy_helper.to_array(tensor), bool(options.get("transB", 0))
             found[name] = (weights.T if transposed else weights, transposed)
     return found
+
+
+def _refuse_below_worth(share: float) -> None:
+    if share < WORTH:
+        raise ModelError(
+            f"int4 packs the weights of matrix products (MatMul, Gemm), and they hold {share:.0%} of this network's "
+            f"weights; the rest, as of convolutions, would stay float. Set quantize.quantizer.name to static"
+        )
 
 
 def _share_of_matrices(model: onnx.ModelProto) -> float:

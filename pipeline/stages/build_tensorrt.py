@@ -114,7 +114,7 @@ def _build(
     spec = load_spec(onnx_file.parent)
     started = time.perf_counter()
     shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
-    plan = trt.build(builder, onnx_file, shapes, (profile.min, profile.opt, profile.max), gpu)
+    plan = trt.build(builder, onnx_file, shapes, (profile.min, profile.opt, profile.max), gpu, spec.sparse)
     seconds = time.perf_counter() - started
     file = out / candidate.name / "model.plan"
     file.parent.mkdir()
@@ -138,6 +138,8 @@ def _build(
         layers_from=plan.layers_from,
         layers=len(plan.layers),
         precisions=plan.precisions,
+        sparse_asked=spec.sparse,
+        sparse_layers=plan.sparse_layers,
     )
     _write(engine, out)
     return engine

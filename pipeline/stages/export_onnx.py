@@ -6,7 +6,9 @@ Out: ``candidates.json`` and, for each candidate, ``<candidate>/model.onnx`` and
 
 from __future__ import annotations
 
+import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,7 +27,9 @@ from pipeline.errors import ModelError
 from pipeline.parity import compare
 from pipeline.progress import report
 from pipeline.runners import OnnxRunner, TorchRunner
+from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
 from pipeline.types import Metrics, Runner
+from pipeline.widening import widened
 
 BATCHES = (1, 7, 64)
 """Batch sizes at which every graph must run."""
@@ -38,14 +42,19 @@ def export_onnx(
 ) -> Metrics:
     """Write teacher, student, pruned, int8 (for CPUs) and int8_tensorrt, as far as `quantized` holds them.
 
-    Returns ``<candidate>_parity_max_difference`` and its like. Raises `ModelError` where a graph does not run, or a float
-    one differs from PyTorch by more than `config.max_difference`, and `SettingsError` where the package that
-    `config.mobile` needs is missing.
+    Returns ``<candidate>_parity_max_difference`` and its like. Raises `ModelError` where `quantized` is not whole, a graph
+    does not run, or a float one differs from PyTorch by more than `config.max_difference`, and `SettingsError` where the
+    package that `config.mobile` needs is missing.
     """
     if config.mobile != "off":
         from pipeline import mobile
 
         mobile.check_installed()
+    if not (quantized / QUANTIZATION_FILE).exists():
+        raise ModelError(
+            f"{quantized} is not what quantize leaves when it has ended well: {QUANTIZATION_FILE} is missing. "
+            f"Run `flyweight quantize` again."
+        )
     images = _parity_images(data, config.parity_images)
     sources: dict[Source, Path] = {"teacher": teacher, "student": student, "pruned": pruned}
     int8 = {name: quantized / target for name, target in (("int8", "cpu"), ("int8_tensorrt", "tensorrt"))}
@@ -64,7 +73,8 @@ def export_onnx(
     for name, directory in int8.items():
         report("export_onnx", done=len(candidates), total=total)
         file = _copy_int8(directory, name, pruned, data, out)
-        candidates.append(_describe(name, "pruned", file, _float_source(file, pruned, quantized), images))
+        described = _describe(name, FLOAT, file, _float_source(file, pruned, quantized), images)
+        candidates.append(described.model_copy(update={"gives_way_to": _better(name, quantized)}))
     report("export_onnx", done=total, total=total)
     save(out, Candidates(candidates=tuple(candidates), labels=load(teacher)[0].labels, mobile=tuple(phones)))
     metrics = {key: value for candidate in candidates for key, value in _metrics(candidate).items()}
@@ -144,6 +154,12 @@ def _float_source(file: Path, pruned: Path, quantized: Path) -> Path:
     return checkpoint
 
 
+def _better(name: str, quantized: Path) -> str | None:
+    """Return the candidate that `quantize` said to serve in the place of int8, if it did."""
+    serve: str | None = json.loads((quantized / QUANTIZATION_FILE).read_text(encoding="utf-8")).get("serve")
+    return serve if name == "int8" and serve != name else None
+
+
 def _says(file: Path) -> dict[str, str]:
     """Return the metadata of an ONNX file."""
     return {entry.key: entry.value for entry in onnx.load(file).metadata_props}
@@ -161,7 +177,9 @@ def _lineage(checkpoint: Path, data: Path) -> dict[str, str]:
 def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: NDArray[np.uint8]) -> Candidate:
     """Run the candidate in `file` beside the PyTorch model in `checkpoint` and write down what it is."""
     spec, network = load(checkpoint)
-    runner, reference = OnnxRunner(file), TorchRunner(checkpoint)
+    precision = _says(file).get("precision", "int8")
+    with tempfile.TemporaryDirectory() as scratch:
+        runner, reference = OnnxRunner(_runnable(file, precision, Path(scratch))), TorchRunner(checkpoint)
     try:
         _try_batches(runner, name, images, BATCHES)
         parity = compare(runner, reference, images)
@@ -175,11 +193,19 @@ def _describe(name: str, source: Source, file: Path, checkpoint: Path, images: N
         size_bytes=file.stat().st_size,
         parameters=sizes.parameters(network),
         macs=sizes.macs(network, spec.image_shape),
-        precision=_says(file).get("precision", "int8"),
+        precision=precision,
         target={"int8": "cpu", "int8_tensorrt": "tensorrt"}.get(name, "any"),
         source=source,
         parity=parity,
     )
+
+
+def _runnable(file: Path, precision: str, scratch: Path) -> Path:
+    """Return `file`, or, where ONNX Runtime has no kernels for it, the same arithmetic in a file that it can run."""
+    if precision != "bfloat16":
+        return file
+    onnx.save(widened(onnx.load(file)), scratch / "widened.onnx")
+    return scratch / "widened.onnx"
 
 
 def _try_batches(runner: Runner, name: str, images: NDArray[np.uint8], batches: Sequence[int]) -> None:

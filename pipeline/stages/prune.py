@@ -5,6 +5,8 @@ Leaves a checkpoint whose spec holds the pruning plan, `history.json` and `plots
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,15 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, components, macs, sensitivity
-from pipeline.checkpoint import ModelSpec
+from pipeline import checkpoint, components, macs, onnx_graph, sensitivity
+from pipeline.checkpoint import ModelSpec, PruningStep
 from pipeline.config import Distributed, Prune
 from pipeline.data import load_manifest, open_split
+from pipeline.errors import SettingsError
 from pipeline.fitting import check_same_task, train_job
 from pipeline.training import TrainingJob, evaluate
 from pipeline.types import Metrics, Pruner
 
 _PRUNER_BATCH = 64
+_BY_SHAPE = ("channel", "depth", "n_m")
+"""Pruners of which it can be said before training what they can reach."""
 
 
 def prune(
@@ -37,9 +42,10 @@ def prune(
     """Prune the checkpoint in `student` with `config.pruner`, then with each of `config.then`, in `config.rounds` steps.
 
     After each step the network is trained on with `config.loss` against `teacher`. Returns accuracy before and after, size
-    and speed. Raises `ModelError` where nothing was pruned, the target
-    cannot be reached, or a model was trained for other labels or images.
+    and speed. Raises `SettingsError` where the pruners cannot be made so, before anything else; and `ModelError` where
+    nothing was pruned, the target cannot be reached, or a model was trained for other labels or images.
     """
+    steps = in_rounds(config)
     manifest = load_manifest(data)
     spec, network = checkpoint.load(student)
     for who, one in (("teacher", checkpoint.load_spec(teacher)), ("student", spec)):
@@ -47,21 +53,19 @@ def prune(
     validation = open_split(data, "validation")
     before = {"macs": macs.macs(network, spec.image_shape), "parameters": macs.parameters(network)}
     unpruned, _ = evaluate(network, spec, validation)
-    limits: dict[str, float] = {}
     if config.tolerated_drop is not None:
-        _pruners(config, {})  # wrong settings come to light before the sweep
         sweep = sensitivity.sweep(
             network, spec, lambda one: evaluate(one, spec, validation)[0], what="validation accuracy"
         )
         sensitivity.write(out, sweep)
-        limits = sensitivity.layer_ratios(sweep, config.tolerated_drop)
-    steps = [one for pruner in _pruners(config, limits) for one in pruner.rounds(config.rounds)]
+        steps = in_rounds(config, sensitivity.layer_ratios(sweep, config.tolerated_drop))
+    if config.then:
+        _rehearse(steps, spec, network, _batches(spec, data, seed))
     images = _batches(spec, data, seed)
     pruned, recovered = unpruned, dict[str, float]()
     for place, pruner in enumerate(steps):
         last = place + 1 == len(steps)
-        step = pruner(spec, network, images)
-        spec = spec.model_copy(update={"pruning": (*spec.pruning, step)})
+        spec = _with(spec, pruner(spec, network, images))
         pruned, _ = evaluate(network, spec, validation)
         begun = scratch / f"pruned{place}"
         checkpoint.save(begun, spec, network)
@@ -99,11 +103,52 @@ def zeros_share(network: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
-def _pruners(config: Prune, limits: Mapping[str, float]) -> list[Pruner]:
-    """Return every pruner in order, all made before the first is called: wrong settings must not cost a training.
+def in_rounds(config: Prune, limits: Mapping[str, float] = {}) -> list[Pruner]:
+    """Return every step in order, all made before the first is called: wrong settings must not cost a training.
 
-    `limits` (layer -> largest share it may lose) hold for the first, beside those that its own settings name.
+    Each method takes `config.rounds` steps, or as many as it can be cut into. `limits` (layer -> largest share it may
+    lose) hold for the first method, beside those that its own settings name. Raises `SettingsError`, also where no
+    method can take that many steps.
     """
+    steps = [list(pruner.rounds(config.rounds)) for pruner in _pruners(config, limits)]
+    most = max(map(len, steps))
+    if most < config.rounds:
+        names = ", ".join(component.name for component in (config.pruner, *config.then))
+        raise SettingsError(
+            f"prune.rounds is {config.rounds}, but no pruner of prune.pruner and prune.then ({names}) can be cut into more "
+            f"than {most}: set prune.rounds to {most}, or take one that can, such as channel or unstructured"
+        )
+    return [one for of_one_method in steps for one in of_one_method]
+
+
+def check_reach(config: Prune, spec: ModelSpec) -> None:
+    """Raise as the stage would where `config.pruner` asks for more than any network of `spec` can give.
+
+    So that it is known before such a network is trained. That holds for what follows from shapes alone: what the other
+    methods can reach hangs on the weights, or on a clock, and `config.then` on what is left.
+    """
+    if config.pruner.name not in _BY_SHAPE or config.pruner.arguments.get("keep_latency"):
+        return
+    images, labels = torch.randn(2, *spec.image_shape), torch.zeros(2, dtype=torch.int64)
+    with onnx_graph.quiet():
+        config.pruner.build("pruners")(spec, checkpoint.build(spec), itertools.repeat((images, labels)))
+
+
+def _rehearse(
+    steps: list[Pruner], spec: ModelSpec, network: nn.Module, images: Iterator[tuple[Tensor, Tensor]]
+) -> None:
+    """Give every step its turn on a copy, without recovery: what a later one cannot reach must not cost a training."""
+    network = copy.deepcopy(network)
+    with onnx_graph.quiet():
+        for pruner in steps:
+            spec = _with(spec, pruner(spec, network, images))
+
+
+def _with(spec: ModelSpec, step: PruningStep) -> ModelSpec:
+    return spec.model_copy(update={"pruning": (*spec.pruning, step)})
+
+
+def _pruners(config: Prune, limits: Mapping[str, float]) -> list[Pruner]:
     first = config.pruner.arguments
     if limits:
         first["layer_ratios"] = {**limits, **first.get("layer_ratios", {})}

@@ -1,6 +1,8 @@
 """`quantize`: the pruned student in int8, once for each target, with the proof that it is faster here.
 
-Out: ``<target>/model.onnx`` for each target, ``model.json`` and ``quantization.json``.
+Out: ``<target>/model.onnx`` for each target, ``model.json`` and ``quantization.json``. That one says first which candidate
+to serve, int8 or its float original, and on which CPUs int8 answers as it should; see `pipeline.proof` and
+`pipeline.saturation`.
 
 With ``quantize.fit.epochs`` the student is also trained on while it rounds as its integer graph does (see
 `pipeline.fake_quant`), quantized again from there, and the better of the two on the validation split is kept. Training is
@@ -14,33 +16,35 @@ import json
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import cpu, fake_quant, onnx_graph, quant_plan
+from pipeline import fake_quant, onnx_graph, quant_plan
 from pipeline.checkpoint import SPEC_FILE, WEIGHTS_FILE, ModelSpec, load, load_spec, save, sha256
 from pipeline.config import Distributed, Fit, Quantize
 from pipeline.data import Split, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.fitting import check_same_task, train_job
 from pipeline.progress import report
+from pipeline.proof import Proof, prove
 from pipeline.runners import OnnxRunner
-from pipeline.timing import time_runners
+from pipeline.saturation import Saturation, without_vnni
 from pipeline.training import TrainingJob
 from pipeline.types import Metrics, Quantizer
 
 QUANTIZATION_FILE = "quantization.json"
 QAT = "qat"
 """Directory of the checkpoint that was trained while it rounded."""
-BATCHES = (1, 64)
-SECONDS = 0.3
-"""Least time of each timing."""
+FLOAT: Literal["pruned"] = "pruned"
+"""The candidate that is int8's float original."""
+SATURATION_IMAGES = 256
+"""Validation images, at most, that are answered with and without 16-bit sums: 2 to 8 seconds for networks of 1 to 10 MMACs."""
 _EVALUATION_BATCH = 100
 _log = logging.getLogger(__name__)
 
@@ -63,14 +67,14 @@ def quantize(
     """
     spec, network = load(pruned)
     images, calibration = calibration_images(data, config.calibration_images, spec.image_shape, seed)
-    quantizer: Quantizer = config.quantizer.build("quantizers")
+    quantizer: Quantizer = config.build_quantizer()
     if config.fit.epochs:
         check_same_task("teacher", load_spec(teacher), load_manifest(data))
         spec, network = fake_quant.fold(spec, network)
-    shutil.copy2(pruned / SPEC_FILE, out / SPEC_FILE)
     lineage = {"weights_sha256": sha256(pruned / WEIGHTS_FILE)}
     judged = "cpu" if "cpu" in config.targets else config.targets[0]  # what is trained for and measured
-    timing: dict[str, Any] = {}
+    proof: Proof | None = None
+    valid: Saturation | None = None
     trained: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as directory:
         files = {"ptq": Path(directory) / "ptq"}
@@ -103,17 +107,43 @@ def quantize(
         for target in config.targets:
             shutil.copytree(files[kept] / target, out / target)
         if "cpu" in config.targets:
-            timing = prove(files[kept] / "float" / "model.onnx", out / "cpu" / "model.onnx", images)
+            proof = prove(files[kept] / "float" / "model.onnx", out / "cpu" / "model.onnx", images)
+            valid = _validity(out / "cpu" / "model.onnx", data)
     record = {
+        **(_outcome(proof, valid) if proof and valid else {}),
         "quantizer": config.quantizer.model_dump(),
         "calibration": calibration,
         "targets": counted[kept],
-        "timing": timing,
-        "cpu": cpu.describe().model_dump(),
         **({"training": trained} if trained else {}),
     }
+    shutil.copy2(pruned / SPEC_FILE, out / SPEC_FILE)
     (out / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return _metrics(counted[kept], timing, trained)
+    return _metrics(counted[kept], proof, valid, trained)
+
+
+def _validity(int8_file: Path, data: Path) -> Saturation:
+    """Find out where `int8_file` answers as it should, on validation images, and write that into its metadata."""
+    validation = open_split(data, "validation")
+    count = min(SATURATION_IMAGES, len(validation))
+    valid = without_vnni(int8_file, validation.slice(0, count), validation.labels[:count])
+    model = onnx.load(int8_file)
+    onnx_graph.annotate(model, {"valid_on": valid.valid_on, "needs_cpu_flags": json.dumps(valid.needs)})
+    onnx.save(model, int8_file)
+    return valid
+
+
+def _outcome(proof: Proof, valid: Saturation) -> dict[str, Any]:
+    """Return what was found out of the cpu form, the conclusions first; say what speaks against it."""
+    if not proof.faster:
+        _log.warning("%s", proof.sentence)
+    if valid.needs:
+        _log.warning("%s", valid.sentence)
+    return {
+        "serve": "int8" if proof.faster else FLOAT,
+        "valid_on": valid.valid_on,
+        "proof": proof.model_dump(mode="json"),
+        "without_vnni": valid.model_dump(mode="json", exclude={"valid_on"}),
+    }
 
 
 def _write(
@@ -203,38 +233,18 @@ def _stratified(labels: NDArray[np.int64], count: int, rng: np.random.Generator)
     return order[np.argsort(place, kind="stable")[:count]]
 
 
-def prove(float_file: Path, int8_file: Path, images: NDArray[np.uint8]) -> dict[str, Any]:
-    """Time int8 against float, in turns, on one thread of this machine; images/s by batch size, and their ratio.
-
-    It is the thread's own CPU time that counts, so that other tasks on the machine disturb little.
-    """
-    runners = {"float": OnnxRunner(float_file), "int8": OnnxRunner(int8_file)}
-    timing: dict[str, Any] = {}
-    for batch in BATCHES:
-        measured = time_runners(runners, images, batch, SECONDS, time.thread_time)
-        speeds = {name: offline.images_per_second for name, offline in measured.items()}
-        timing[f"batch_{batch}"] = {**speeds, "speedup": speeds["int8"] / speeds["float"]}
-    slow = [batch for batch, measured in timing.items() if measured["speedup"] <= 1.0]
-    timing["int8_is_faster"] = not slow
-    if slow:
-        _log.warning(
-            "int8 is not faster than float on this machine (%s): %s. The gate measures both and takes what pays.",
-            ", ".join(slow), cpu.describe().model,
-        )  # fmt: skip
-    answers = {name: runner({"image": images})["logits"].argmax(axis=1) for name, runner in runners.items()}
-    timing["agreement"] = float((answers["float"] == answers["int8"]).mean())
-    for runner in runners.values():
-        runner.close()
-    return timing
-
-
-def _metrics(counted: Mapping[str, Metrics], timing: Mapping[str, Any], trained: Mapping[str, Any]) -> Metrics:
+def _metrics(
+    counted: Mapping[str, Metrics], proof: Proof | None, valid: Saturation | None, trained: Mapping[str, Any]
+) -> Metrics:
     metrics = {f"{target}_{name}": value for target, found in counted.items() for name, value in found.items()}
-    for batch in BATCHES if timing else ():
-        metrics[f"int8_speedup_batch_{batch}"] = timing[f"batch_{batch}"]["speedup"]
-        metrics[f"int8_images_per_second_batch_{batch}"] = timing[f"batch_{batch}"]["int8"]
-    if timing:
-        metrics["int8_agreement"] = timing["agreement"]
+    if proof:
+        for batch, speed in proof.speed.items():
+            metrics[f"int8_speedup_batch_{batch}"] = speed.ratio
+            metrics[f"int8_images_per_second_batch_{batch}"] = speed.int8_images_per_second
+        metrics["int8_agreement"] = proof.agreement
+    if valid:
+        metrics["int8_accuracy_without_vnni"] = valid.saturated_accuracy
+        metrics["int8_changed_without_vnni"] = valid.changed
     if trained:
         accuracies = trained["validation_accuracy"]
         metrics |= {f"{name}_validation_accuracy": value for name, value in accuracies.items()}

@@ -30,9 +30,8 @@ def workers(monkeypatch):
 @pytest.mark.integration
 def test_two_processes_learn_as_one_would_from_the_whole_batch(tmp_path):
     images, labels = torch.randn(8, 3).tolist(), [0, 1, 1, 0, 1, 0, 0, 1]
-    launch(
-        "workers:together", {"images": images, "labels": labels, "out": str(tmp_path)}, Distributed(nproc=2), tmp_path
-    )
+    job = {"images": images, "labels": labels, "out": str(tmp_path)}
+    launch("workers:together", job, Distributed(nproc=2), tmp_path / "a place with blanks")
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert [(x["rank"], x["world"], x["main"]) for x in (one, two)] == [(0, 2, True), (1, 2, False)]
     assert one["mean"] == two["mean"] == 0.5 and one["total"] == two["total"] == [2.0, 1.0]

@@ -92,7 +92,7 @@ def _fill_form(page: Page, screenshots: Path) -> None:
     expect(form).to_contain_text("Where every setting that is left empty below comes from")
     recipe.fill("digits")
     recipe.press("Enter")
-    for section in ("budget: What the user can afford", "prune: Fewer channels", "serving: How Triton serves"):
+    for section in ("budget: What the user can afford", "prune: A smaller network", "serving: How Triton serves"):
         expect(form.get_by_role("button", name=section)).to_be_visible()
     form.get_by_role("button", name="train: The teacher.").click()
     epochs = form.locator("input[name='element_train.fit.epochs']")

@@ -40,10 +40,7 @@ def test_slow_convolutions_are_counted_and_said_so(float_file, digits, tmp_path,
     counted = Dynamic()(float_file, digits[0][:8], tmp_path / "model.onnx", "cpu")
     assert counted["slow_convolutions"] == 6
     assert counted["float_ops_left"] > 6
-    assert (
-        "makes the 6 convolutions of this graph smaller and slower than float (0.45x to 0.8x were measured)"
-        in caplog.text
-    )
+    assert "makes the 6 convolutions of this graph smaller and slower than float" in caplog.text
     assert "quantize.quantizer.name to static" in caplog.text
 
 

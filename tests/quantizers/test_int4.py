@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from pipeline import components
 from pipeline.errors import ModelError, SettingsError
@@ -78,11 +79,17 @@ def test_smaller_blocks_are_nearer_to_float(matrix_file, digits, tmp_path):
 def test_a_network_of_convolutions_is_refused_with_the_cure(float_file, digits, tmp_path):
     with pytest.raises(
         ModelError,
-        match=r"matrix products \(MatMul, Gemm\), and they hold \d+% of this graph's weights; .*"
+        match=r"matrix products \(MatMul, Gemm\), and they hold \d+% of this network's weights; .*"
         r"Set quantize\.quantizer\.name to static",
     ):
         Int4()(float_file, digits[0][:8], tmp_path / "model.onnx", "cpu")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_is_judged_by_its_linear_layers_before_there_is_a_graph():
+    Int4().check_network(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(64, 64)))
+    with pytest.raises(ModelError, match="they hold 32% of this network's weights"):
+        Int4().check_network(nn.Sequential(nn.Conv2d(1, 14, 3, bias=False), nn.Linear(6, 10, bias=False)))
 
 
 def test_a_block_size_that_no_kernel_has_is_refused():

@@ -103,7 +103,11 @@ def evidence(evaluation, verdict):
         "evaluation": evaluation.model_dump(mode="json"),
         "history": {"train": curve, "distill": curve[:4], "prune": curve[2:4]},
         "baseline": {"distilled": 0.914, "alone": 0.9206, "kept": "alone"},
-        "quantization": {"fused_integer_ops": 12, "speedup": 2.4},
+        "quantization": {
+            "serve": "int8",
+            "valid_on": "any CPU",
+            "proof": {"fused_integer_ops": 12, "sentence": "int8 is faster than float here: 2.40x at batch 64."},
+        },
         "engines": {"skipped": "no GPU and no ahead-of-time builder on this machine"},
         "promotion": {"model": "proxy", "version": 3, "candidate": "int8", "sha256": "ab" * 32, "previous_version": 2},
         "served": {"model": "proxy", "version": 3, "accuracy": 0.914, "images": 500, "agreement": 1.0},

@@ -1,13 +1,15 @@
 """Engines built for real with TensorRT-RTX on a CPU, and honest skips where nothing can build."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from pipeline import candidates as files
-from pipeline import onnx_graph, trt
+from pipeline import checkpoint, components, fake_quant, onnx_graph, quant_plan, trt
 from pipeline.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
 from pipeline.checkpoint import Preprocessing, build, image_classifier, load_spec, sha256
 from pipeline.config import BuildTensorrt, Serving
@@ -164,6 +166,72 @@ def test_engines_answer_on_the_gpu_as_onnx_runtime_does(listed, digits_data, tmp
         assert engine.on_gpu.accuracy == pytest.approx(engine.on_gpu.accuracy_onnx, abs=0.02)
         assert engine.on_gpu.parity.changed_predictions <= 4
         assert set(engine.on_gpu.latency) == {1, 8, 16}
+
+
+PRUNERS = {
+    "none": None,
+    "channel": {"keep_macs": 0.6, "round_to": 4},
+    "depth": {"drop": 1},
+    "low_rank": {"keep_macs": 0.6, "round_to": 4},
+    "n_m": {},
+    "unstructured": {"sparsity": 0.5},
+}
+QUANTIZERS = {"static": "int8", "qat": "int8", "mixed": "int8", "fp16": "float16", "bf16": "bfloat16"}
+"""Quantizer that has a form of convolutions for tensorrt -> the type that it brings; qat is static, ranges from training."""
+
+
+def forms():
+    """Every pair; all of them together are not for every change."""
+    for pruner in PRUNERS:
+        for quantizer in QUANTIZERS:
+            daily = (pruner, quantizer) in {("channel", "static"), ("none", "qat")}
+            seldom = [] if daily else [pytest.mark.integration, pytest.mark.slow]
+            yield pytest.param(pruner, quantizer, marks=seldom, id=f"{pruner}-{quantizer}")
+
+
+@pytest.fixture(scope="module")
+def float_graph(request, digits_data, tmp_path_factory):
+    """A float graph of the network, pruned so; its spec; images; and the ranges that training with its rounding leaves."""
+    manifest, images = load_manifest(digits_data), open_split(digits_data, "train").slice(0, 64)
+    preprocessing = Preprocessing(mean=manifest.mean, std=manifest.std)
+    arguments = {"width": 16, "blocks": [1, 1]}
+    spec = image_classifier("resnet", arguments, manifest.image_shape, manifest.labels, preprocessing)
+    torch.manual_seed(4)
+    network = build(spec)
+    network(checkpoint.normalise(spec, torch.tensor(images)))
+    if request.param != "none":
+        batches = iter([(checkpoint.normalise(spec, torch.tensor(images)), torch.arange(64) % 10)] * 16)
+        step = components.build("pruners", request.param, PRUNERS[request.param])(spec, network, batches)
+        spec = spec.model_copy(update={"pruning": (step,)})
+    spec, network = fake_quant.fold(spec, network)
+    file = tmp_path_factory.mktemp(request.param) / "float.onnx"
+    onnx_graph.export(spec, network, file)
+    return SimpleNamespace(pruner=request.param, spec=spec, network=network, file=file, images=images)
+
+
+def test_every_pruner_and_every_quantizer_for_tensorrt_is_below():
+    assert sorted(PRUNERS) == sorted(["none", *components.names("pruners")])
+    assert sorted(QUANTIZERS) == sorted({"qat", *components.names("quantizers")} - {"dynamic", "int4"})
+
+
+@needs_rtx
+@pytest.mark.parametrize(("float_graph", "quantizer"), forms(), indirect=["float_graph"])
+def test_what_is_pruned_and_quantized_becomes_an_engine(float_graph, quantizer, tmp_path):
+    source, name = float_graph.file, quantizer
+    if quantizer == "qat":
+        Static()(source, float_graph.images, tmp_path / "int8.onnx", "tensorrt")
+        files, name = (source, tmp_path / "int8.onnx"), "static"
+        plan = quant_plan.plan(float_graph.spec, float_graph.network, *files, float_graph.images)
+        ranges = fake_quant.ranges(fake_quant.simulate(float_graph.spec, float_graph.network, plan))
+        source, model = tmp_path / "trained.onnx", onnx.load(source)
+        onnx_graph.annotate(model, {quant_plan.RANGES_KEY: json.dumps(ranges)})
+        onnx.save(model, source)
+    file = tmp_path / "model.onnx"
+    components.build("quantizers", name, {})(source, float_graph.images, file, "tensorrt")
+    sparse = float_graph.spec.sparse
+    assert sparse is (float_graph.pruner == "n_m")
+    made = trt.build("tensorrt_rtx", file, {"image": (1, 8, 8)}, (1, 7, 64), None, sparse)
+    assert made.precisions[QUANTIZERS[quantizer]] > 0
 
 
 @needs_rtx

@@ -12,6 +12,7 @@ from pipeline.candidates import load_candidates
 from pipeline.config import ExportOnnx
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
+from pipeline.quantizers.bf16 import Bf16
 from pipeline.runners import OnnxRunner, TorchRunner
 from pipeline.stages import export_onnx as stage
 from pipeline.stages.export_onnx import export_onnx
@@ -33,7 +34,7 @@ def test_it_leaves_a_graph_and_a_spec_for_each_candidate(candidates):
     assert files == {"candidates.json"} | {f"{name}/{file}" for name in NAMES for file in ("model.onnx", "model.json")}
 
 
-def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpoints):
+def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpoints, quantized):
     out, _ = candidates
     found = load_candidates(out)
     assert tuple(candidate.name for candidate in found.candidates) == NAMES
@@ -47,9 +48,19 @@ def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpo
     kinds = {
         candidate.name: (candidate.precision, candidate.target, candidate.source) for candidate in found.candidates
     }
+    serve = json.loads((quantized[0] / "quantization.json").read_text())["serve"]
+    assert found.named("int8").gives_way_to == (None if serve == "int8" else "pruned")
+    assert {one.gives_way_to for one in found.candidates if one.name != "int8"} == {None}
     assert kinds["teacher"] == ("float32", "any", "teacher")
     assert kinds["int8"] == ("int8", "cpu", "pruned")
     assert kinds["int8_tensorrt"] == ("int8", "tensorrt", "pruned")
+
+
+@pytest.mark.parametrize(("serve", "expected"), [("pruned", "pruned"), ("int8", None), (None, None)])
+def test_int8_that_is_not_to_be_served_gives_way(serve, expected, tmp_path):
+    (tmp_path / "quantization.json").write_text(json.dumps({"serve": serve} if serve else {}))
+    assert stage._better("int8", tmp_path) == expected
+    assert stage._better("int8_tensorrt", tmp_path) is None
 
 
 def test_parity_is_measured_and_returned(candidates):
@@ -113,6 +124,15 @@ def test_int8_of_other_weights_is_refused(exported_before, digits_data, digits_c
         export_onnx(loose, data=digits_data, quantized=quantized[0], **wrong, out=tmp_path)
 
 
+def test_what_quantize_did_not_end_is_refused(digits_data, digits_checkpoints, quantized, tmp_path):
+    half, out = tmp_path / "half", tmp_path / "out"
+    shutil.copytree(quantized[0], half, ignore=shutil.ignore_patterns("quantization.json"))
+    out.mkdir()
+    with pytest.raises(ModelError, match=r"half is not what quantize leaves .*: quantization\.json is missing"):
+        export_onnx(ExportOnnx(parity_images=10), data=digits_data, quantized=half, **digits_checkpoints, out=out)
+    assert list(out.iterdir()) == []
+
+
 def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoints, quantized, tmp_path):
     model = onnx.load(quantized[0] / "cpu" / "model.onnx")
     trained, file = tmp_path / "qat", tmp_path / "model.onnx"
@@ -125,6 +145,15 @@ def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoi
     shutil.copy2(pruned / "model.safetensors", trained)
     with pytest.raises(ModelError, match=r"was quantized from weights .* has .*: run `quantize` again"):
         stage._float_source(file, pruned, tmp_path)
+
+
+def test_bfloat16_is_compared_although_onnx_runtime_cannot_run_it(digits_checkpoints, digits_data, tmp_path):
+    pruned, images = digits_checkpoints["pruned"], open_split(digits_data, "validation").slice(0, 100)
+    onnx_graph.export(*checkpoint.load(pruned), tmp_path / "float.onnx")
+    Bf16()(tmp_path / "float.onnx", images, tmp_path / "model.onnx", "tensorrt")
+    described = stage._describe("int8_tensorrt", "pruned", tmp_path / "model.onnx", pruned, images)
+    assert described.precision == "bfloat16" and described.sha256 == checkpoint.sha256(tmp_path / "model.onnx")
+    assert 1e-3 < described.parity.max_difference < 1.0 and described.parity.changed_predictions <= 5
 
 
 def test_more_parity_images_than_there_are_is_refused(digits_data, digits_checkpoints, quantized, tmp_path):

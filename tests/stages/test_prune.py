@@ -4,7 +4,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.config import Component, Distributed, Fit, Prune, Train
 from pipeline.data import open_split
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, SettingsError
 from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train
@@ -82,6 +82,42 @@ def test_pruners_follow_each_other_in_rounds_and_zeros_stay(tiny_data, student, 
     assert [step.method for step in spec.pruning] == ["channel", "channel", "unstructured", "unstructured"]
     assert metrics["macs_kept"] <= 0.5
     assert metrics["zeros_share"] == pruning.zeros_share(network) == pytest.approx(0.5, abs=0.02)
+
+
+def chain(*components, rounds):
+    first, *then = (Component(**one) for one in components)
+    return CONFIG.model_copy(update={"pruner": first, "then": tuple(then), "rounds": rounds})
+
+
+LOW_RANK, NM = {"name": "low_rank", "keep_macs": 0.5}, {"name": "n_m"}
+
+
+def test_rounds_are_for_the_methods_that_can_be_cut_into_them():
+    methods = (LOW_RANK, {"name": "depth", "drop": 2}, {"name": "channel", "keep_macs": 0.5}, NM)
+    steps = pruning.in_rounds(chain(*methods, rounds=3))
+    assert [type(step).__name__ for step in steps] == ["LowRank", *["Depth"] * 2, *["Channel"] * 3, "NM"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "names", "most"),
+    [((LOW_RANK, NM), "low_rank, n_m", 1), ((NM, {"name": "depth", "drop": 2}), "n_m, depth", 2)],
+)
+def test_rounds_that_no_method_can_take_are_refused_before_anything_is_read(methods, names, most, tmp_path):
+    message = (
+        rf"prune\.rounds is 3, but no pruner of prune\.pruner and prune\.then \({names}\) can be cut into more than "
+    )
+    with pytest.raises(SettingsError, match=message + f"{most}: set prune.rounds to {most}, or take one that can"):
+        run(chain(*methods, rounds=3), tmp_path / "no data", tmp_path / "no student", tmp_path)
+
+
+def test_what_a_later_pruner_cannot_reach_is_refused_before_the_first_recovery(
+    tiny_data, student, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pruning, "train_job", lambda *_: pytest.fail("trained"))
+    methods = {"name": "channel", "keep_macs": 0.7}, {"name": "channel", "keep_macs": 0.01, "round_to": 4}
+    with pytest.raises(ModelError, match=r"pruner\.keep_macs is 0\.01, but the least that resnet can keep"):
+        run(chain(*methods, rounds=1), tiny_data, student, tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sweep_limits_what_each_layer_loses(tiny_data, student, tmp_path):

@@ -9,16 +9,26 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pipeline import checkpoint
+from pipeline import checkpoint, cpu, training
 from pipeline.config import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
+from pipeline.proof import Proof
 from pipeline.runners import OnnxRunner
+from pipeline.saturation import WITH_VNNI, Saturation
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
-from pipeline.stages.quantize import accuracy, calibration_images, prove, quantize
+from pipeline.stages.quantize import accuracy, calibration_images, quantize
 
 FIT = Finetune(epochs=1, batch_size=100, lr=0.01, crop_padding=0, horizontal_flip=False)
+
+
+def places(digits_data, digits_checkpoints, root):
+    """What the stage is called with beside its settings; it writes to ``root / "out"``."""
+    return {
+        "data": digits_data, "teacher": digits_checkpoints["teacher"], "pruned": digits_checkpoints["pruned"],
+        "distributed": Distributed(), "seed": 3, "out": root / "out", "scratch": root / "scratch",
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -27,13 +37,31 @@ def run(digits_data, digits_checkpoints, tmp_path):
 
     def call(**settings):
         (tmp_path / "out").mkdir()
-        return quantize(
-            Quantize(**{"calibration_images": 200, **settings}),
-            data=digits_data, teacher=digits_checkpoints["teacher"], pruned=digits_checkpoints["pruned"],
-            distributed=Distributed(), seed=3, out=tmp_path / "out", scratch=tmp_path / "scratch",
-        )  # fmt: skip
+        config = Quantize(**{"calibration_images": 200, **settings})
+        return quantize(config, **places(digits_data, digits_checkpoints, tmp_path))
 
     return call
+
+
+@pytest.fixture(scope="module")
+def trained(digits_data, digits_checkpoints, tmp_path_factory):
+    """(what the stage left after a training, the metrics that it returned, the accuracies that it measured)"""
+    root, told = tmp_path_factory.mktemp("trained"), {}
+    (root / "out").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.fitting.launch", lambda function, job, settings, scratch: training.run(job))
+        patch.setattr("pipeline.fitting.processes", lambda settings: 1)
+        patch.setattr(stage, "accuracy", lambda file, split: told.setdefault(file.parts[-3], accuracy(file, split)))
+        config = Quantize(calibration_images=200, fit=FIT)
+        metrics = quantize(config, **places(digits_data, digits_checkpoints, root))
+    return root / "out", metrics, told
+
+
+@pytest.fixture
+def trained_before(trained, monkeypatch):
+    """The training replaced by a copy of what it left before: these tests are of what comes after it."""
+    record = json.loads((trained[0] / "quantization.json").read_text())["training"]["training"]
+    monkeypatch.setattr(stage, "train_job", lambda job, _: shutil.copytree(trained[0] / "qat", job.out) and record)
 
 
 def test_it_leaves_one_graph_a_target_and_the_record(quantized):
@@ -47,11 +75,33 @@ def test_the_record_proves_that_it_is_integer_and_how_fast_and_where(quantized):
     record = json.loads((out / "quantization.json").read_text())
     assert record["targets"]["cpu"]["float_ops_left"] == 0
     assert record["targets"]["cpu"]["fused_integer_ops"] == metrics["cpu_fused_integer_ops"] == 10
-    assert set(record["timing"]["batch_64"]) == {"float", "int8", "speedup"}
-    assert metrics["int8_speedup_batch_64"] == record["timing"]["batch_64"]["speedup"] > 0
-    assert metrics["int8_agreement"] > 0.97
-    assert isinstance(record["cpu"]["vnni"], bool)
+    proof = Proof.model_validate(record["proof"])
+    assert list(proof.speed) == [1, 32, 64] and proof.fused_integer_ops == 10
+    assert metrics["int8_speedup_batch_64"] == proof.speed[64].ratio > 0
+    assert metrics["int8_agreement"] == proof.agreement > 0.97
+    assert record["serve"] == ("int8" if proof.faster else "pruned")
     assert record["quantizer"] == {"name": "static", "calibration": "minmax"}
+
+
+def test_it_is_answered_as_without_vnni_and_says_where_it_is_valid(quantized, digits_data):
+    out, metrics = quantized
+    record = json.loads((out / "quantization.json").read_text())
+    found, validation = record["without_vnni"], open_split(digits_data, "validation")
+    assert found["images"] == len(validation) == 200
+    assert metrics["int8_accuracy_without_vnni"] == found["saturated_accuracy"] > 0.3
+    assert metrics["int8_changed_without_vnni"] == found["changed"]
+    if cpu.describe().vnni or cpu.describe().machine != "x86_64":
+        assert found["accuracy"] == accuracy(out / "cpu" / "model.onnx", validation)
+    assert record["valid_on"] == ("any CPU" if found["changed"] <= 0.001 else WITH_VNNI)
+    metadata = {entry.key: entry.value for entry in onnx.load(out / "cpu" / "model.onnx").metadata_props}
+    assert (metadata["valid_on"], json.loads(metadata["needs_cpu_flags"])) == (record["valid_on"], found["needs"])
+
+
+def test_without_the_form_for_cpus_nothing_is_said_of_them(run, tmp_path):
+    metrics = run(targets=["tensorrt"])
+    assert not any(name.startswith("int8_") for name in metrics)
+    record = json.loads((tmp_path / "out" / "quantization.json").read_text())
+    assert set(record) == {"quantizer", "calibration", "targets"}
 
 
 def test_the_calibration_set_is_fingerprinted(quantized, digits_data):
@@ -70,15 +120,24 @@ def test_every_class_is_calibrated_on_in_its_share(digits_data):
     assert np.abs(np.array(record["per_class"]) - shares).max() <= 1
 
 
-def test_int8_that_is_slower_is_said_so(quantized, digits_data, monkeypatch, caplog):
-    class Offline:
-        images_per_second = 100.0
+def test_int8_that_is_not_faster_or_not_valid_everywhere_is_said_so(quantized, caplog):
+    record = json.loads((quantized[0] / "quantization.json").read_text())
+    proof = Proof.model_validate(record["proof"]).model_copy(update={"faster": False, "sentence": "int8 is slow."})
+    valid = Saturation.model_validate({**record["without_vnni"], "needs": [], "valid_on": "any CPU"})
+    assert stage._outcome(proof.model_copy(update={"faster": True}), valid)["serve"] == "int8"
+    assert caplog.text == ""
+    doubtful = valid.model_copy(update={"needs": ("avx_vnni",), "valid_on": WITH_VNNI, "sentence": "Sums are cut off."})
+    found = stage._outcome(proof, doubtful)
+    assert (found["serve"], found["valid_on"]) == ("pruned", WITH_VNNI)
+    assert "int8 is slow." in caplog.text and "Sums are cut off." in caplog.text
 
-    monkeypatch.setattr(stage, "time_runners", lambda runners, *_: dict.fromkeys(runners, Offline))
-    file = quantized[0] / "cpu" / "model.onnx"
-    found = prove(file, file, open_split(digits_data, "train").slice(0, 8))
-    assert found["int8_is_faster"] is False
-    assert "int8 is not faster than float on this machine (batch_1, batch_64)" in caplog.text
+
+def test_a_target_that_the_quantizer_does_not_write_is_refused(run, tmp_path):
+    with pytest.raises(
+        SettingsError, match=r"quantize\.targets is \[cpu, tensorrt\], but the quantizer 'dynamic' writes cpu"
+    ):
+        run(quantizer={"name": "dynamic"})
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_more_calibration_images_than_there_are_is_refused(run, tmp_path):
@@ -99,11 +158,10 @@ def test_a_misspelt_quantizer_setting_is_refused_with_the_near_miss(run):
         run(quantizer={"name": "static", "calibraton": "minmax"}, calibration_images=10)
 
 
-def test_with_training_the_better_of_the_two_is_kept(run, digits_data, digits_checkpoints, here, tmp_path, monkeypatch):
-    told = {}
-    monkeypatch.setattr(stage, "accuracy", lambda file, split: told.setdefault(file.parts[-3], accuracy(file, split)))
-    metrics = run(fit=FIT.model_copy(update={"epochs": 2}))
-    out = tmp_path / "out"
+@pytest.mark.integration
+@pytest.mark.slow
+def test_with_training_the_better_of_the_two_is_kept(trained, digits_data, digits_checkpoints):
+    out, metrics, told = trained
     record = json.loads((out / "quantization.json").read_text())
     assert record["training"]["validation_accuracy"] == told and set(told) == {"ptq", "qat"}
     best = max(told.values())
@@ -125,8 +183,10 @@ def graphs_after(run, tmp_path, monkeypatch, better):
     return onnx.load(tmp_path / "out" / "cpu" / "model.onnx")
 
 
+@pytest.mark.integration
+@pytest.mark.slow
 def test_what_was_trained_is_written_with_its_ranges(
-    run, digits_data, digits_checkpoints, here, tmp_path, monkeypatch, caplog
+    run, digits_data, digits_checkpoints, trained_before, tmp_path, monkeypatch, caplog
 ):
     model = graphs_after(run, tmp_path, monkeypatch, "qat")
     ranges = json.loads((tmp_path / "out" / "qat" / "ranges.json").read_text())
@@ -149,7 +209,9 @@ def test_what_was_trained_is_written_with_its_ranges(
     assert logits["logits"].shape == (7, 10)
 
 
-def test_training_that_did_not_help_is_said_and_left(run, here, tmp_path, monkeypatch, caplog):
+@pytest.mark.integration
+@pytest.mark.slow
+def test_training_that_did_not_help_is_said_and_left(run, trained_before, tmp_path, monkeypatch, caplog):
     model = graphs_after(run, tmp_path, monkeypatch, "ptq")
     assert "training with quantization did not help: 0.0000 on the validation split against 1.0000" in caplog.text
     assert "trained_sha256" not in {entry.key for entry in model.metadata_props}
@@ -176,6 +238,22 @@ class Copy:
     def __call__(self, onnx_file, calibration, out, target):
         shutil.copy2(onnx_file, out)
         return {}
+
+
+class Half:
+    """A quantizer that gives up at the second target."""
+
+    def __call__(self, onnx_file, calibration, out, target):
+        if target == "tensorrt":
+            raise ModelError("not for tensorrt")
+        shutil.copy2(onnx_file, out)
+        return {}
+
+
+def test_what_fails_half_way_leaves_nothing(run, tmp_path):
+    with pytest.raises(ModelError, match="not for tensorrt"):
+        run(quantizer=Component(name=f"{__name__}:Half"), calibration_images=10)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_quantizer_without_ranges_cannot_be_trained_for(run):
