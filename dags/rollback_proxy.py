@@ -32,8 +32,7 @@ def rollback_proxy(dag_id: str = "rollback_proxy", command: Sequence[str] = COMM
             stage="rollback",
             arguments=("--model", "{{ params.model }}"),
             doc_md="Roll back, then move the registry's alias.",
-            retries=1,
-            retry_delay=timedelta(seconds=5),
+            retries=0,  # a second try would go back one version more
             execution_timeout=timedelta(minutes=5),
             command=command,
         )

@@ -79,6 +79,23 @@ def test_a_registered_version_goes_live_and_back_and_the_history_tells_it(stand)
     assert json.loads(run("history", "--json")[1].splitlines()[-1])["detail"] == "from version 2"
 
 
+def test_a_rollback_is_done_where_the_registry_cannot_be_told(stand, monkeypatch):
+    stand(1.0), stand(2.0)
+    run("promote", "1", *QUICK)
+    run("promote", "2", *QUICK)
+
+    def away(model, alias, version):
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(stand.registry, "set_alias", away)
+    code, said = run("rollback")
+    assert code == 0
+    assert said.splitlines()[-2:] == [
+        "proxy serves version 1 again",
+        "the registry's alias was not moved (nobody answers): `flyweight reconcile` does it",
+    ]
+
+
 def test_promote_with_a_version_takes_nothing_of_the_stage(stand):
     stand(1.0)
     error, _ = run("promote", "1", "--input", "candidates=x", "--force")

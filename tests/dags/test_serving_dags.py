@@ -32,6 +32,7 @@ def test_a_rollback_is_somebodys_and_reconciling_is_scheduled(dags):
     for dag in dags.values():
         assert (dag.catchup, dag.max_active_runs, dag.is_paused_upon_creation) == (False, 1, False)
         assert dag.get_task(dag.task_ids[0]).execution_timeout >= timedelta(minutes=5)
+    assert dags["rollback"].get_task("rollback").retries == 0, "a second try would go back one version more"
 
 
 @pytest.mark.parametrize(
