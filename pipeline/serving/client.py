@@ -91,7 +91,7 @@ class Client:
         self.url = url or places.triton_grpc()
         self.timeout = timeout
         self.retries = retries
-        self._client = triton.InferenceServerClient(self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options())
+        self._client: Any = triton.InferenceServerClient(self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options())
         self._region = Region(self._client) if shared_memory else None
 
     def __enter__(self) -> Client:
@@ -101,10 +101,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection, and of shared memory."""
+        """Let go of the connection, and of shared memory; a second time does nothing."""
         if self._region is not None:
             self._region.close()
-        self._client.close()
+            self._region = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None  # else its own __del__ closes it again, at the interpreter's end with a traceback
 
     def live(self) -> bool:
         """Return whether a server answers at all."""

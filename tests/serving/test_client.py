@@ -1,4 +1,6 @@
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from PIL import Image
 from serving_toys import free_port
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from pipeline.config import ROOT
 from pipeline.errors import DataError
 from pipeline.serving.client import AsyncClient, Client, TritonError, load_image
 
@@ -173,3 +176,9 @@ def test_what_is_no_image_is_named(tmp_path):
         load_image(tmp_path / "junk.png", (1, 2, 2))
     with pytest.raises(DataError, match="a model of 5 channels: image files have 1"):
         load_image(tmp_path / "junk.png", (5, 2, 2))
+
+
+def test_a_script_that_has_closed_its_client_ends_in_silence():
+    code = "from pipeline.serving.client import Client\nwith Client('127.0.0.1:1') as client:\n    print(client.live())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
