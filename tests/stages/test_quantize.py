@@ -96,6 +96,7 @@ def test_it_is_answered_as_without_vnni_and_says_where_it_is_valid(quantized, di
     assert (metadata["valid_on"], json.loads(metadata["needs_cpu_flags"])) == (record["valid_on"], found["needs"])
 
 
+@pytest.mark.integration
 def test_without_the_form_for_cpus_nothing_is_said_of_them(run, tmp_path):
     metrics = run(targets=["tensorrt"])
     assert not any(name.startswith("int8_") for name in metrics)
@@ -254,12 +255,14 @@ class Half:
         return {}
 
 
+@pytest.mark.integration
 def test_what_fails_half_way_leaves_nothing(run, tmp_path):
     with pytest.raises(ModelError, match="not for tensorrt"):
         run(quantizer=Component(name=f"{__name__}:Half"), calibration_images=10)
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.integration
 def test_a_quantizer_without_ranges_cannot_be_trained_for(run):
     own = Component(name=f"{__name__}:Copy")
     with pytest.raises(ModelError, match=r"quantize\.quantizer fixes no ranges of activations"):
