@@ -38,7 +38,7 @@ from pipeline.data import open_split
 from pipeline.runners import OnnxRunner
 from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
-from pipeline.stages.quantize import accuracy, calibration_images, quantize
+from pipeline.stages.quantize import answered_right, calibration_images, quantize
 from pipeline.stages.train import train
 from pipeline.timing import time_runners
 
@@ -231,7 +231,9 @@ def main() -> None:
     test = open_split(runs[0].data, "test")
     every = [one for files in made.values() for one in files.values()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for one, found in zip(every, pool.map(lambda one: accuracy(one.file, test), every), strict=True):
+        for one, found in zip(
+            every, pool.map(lambda one: float(answered_right(one.file, test).mean()), every), strict=True
+        ):
             one.accuracy = found
     images = open_split(runs[0].data, "validation").slice(0, max(BATCHES))
     for files in made.values():

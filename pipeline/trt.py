@@ -7,6 +7,8 @@ Neither library is imported before it is asked for: it is hundreds of megabytes.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import importlib.util
 import json
@@ -14,7 +16,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -157,6 +159,24 @@ def _precision(words: str) -> str:
     return next((name for name in _PRECISIONS if name in text), words)
 
 
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Put the cyclic garbage collector off.
+
+    The libraries call the logger while they hold a lock of their own. Were the collector to run just then, and find the
+    builder of an earlier build that failed (its error's traceback holds it), the library would wait for its own lock for
+    ever: seen with TensorRT-RTX 1.7.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_without_collecting()
 def build(
     builder: Builder,
     onnx_file: Path,

@@ -33,8 +33,16 @@ def pytest_xdist_make_scheduler(config, log):
     return _Sharing(config, log)
 
 
+_WHOLE = {"here", "trained", "quantized", "candidates", "listed", "float_graph"}
+"""Fixtures that train, or run whole stages with real exports and engines: what uses one is an integration test."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers are selected by
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest, so that no process ends with it alone; inside a file the order stays."""
+    for item in items:
+        if not _WHOLE.isdisjoint(item.fixturenames):
+            item.add_marker(pytest.mark.integration)
     servers = {item.path for item in items if item.get_closest_marker("integration")}
     items.sort(
         key=lambda item: (

@@ -99,6 +99,7 @@ def test_the_network_can_be_taken_off_its_preprocessing_and_put_back(spec, model
     ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("opset", [18, 23])
 def test_the_opset_is_the_one_that_was_asked_for(spec, network, file, tmp_path, opset):
     onnx_graph.export(spec, network, tmp_path / "model.onnx", opset)

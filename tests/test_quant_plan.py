@@ -111,6 +111,7 @@ def test_it_rounds_at_the_tensors_of_the_quantized_graph_and_no_others(learned, 
     assert not any(node.startswith("add") for node in placed), "an addition is rounded behind its ReLU"
 
 
+@pytest.mark.integration
 def test_an_image_whose_channels_are_scaled_apart_is_rounded_too(tmp_path):
     spec, network, images = learned_network((0.2, 0.3))
     files = tmp_path / "float.onnx", tmp_path / "int8.onnx"
@@ -124,6 +125,7 @@ def test_an_image_whose_channels_are_scaled_apart_is_rounded_too(tmp_path):
     assert (ours.numpy().argmax(1) == answers(files[1], images).argmax(1)).mean() > 0.98
 
 
+@pytest.mark.integration
 def test_what_was_learned_reaches_the_quantized_graph(learned, written, tmp_path):
     """Weights and ranges: written again, it answers as the trained simulation does."""
     spec, network, images = learned

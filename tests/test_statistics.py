@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import confusion_matrix as sklearn_confusion
-from sklearn.metrics import log_loss, recall_score
 
 from pipeline import statistics
 
@@ -76,11 +74,13 @@ def test_mcnemar_is_the_exact_binomial_test(only_teacher, only_candidate):
 
 
 def test_confusion_and_recall_are_scikit_learns(answers):
+    from sklearn import metrics  # takes seconds to import
+
     logits, labels = answers
     predicted = logits.argmax(axis=1)
     confusion = statistics.confusion_matrix(labels, predicted, 10)
-    assert (confusion == sklearn_confusion(labels, predicted, labels=range(10))).all()
-    assert statistics.recall(confusion) == pytest.approx(recall_score(labels, predicted, average=None))
+    assert (confusion == metrics.confusion_matrix(labels, predicted, labels=range(10))).all()
+    assert statistics.recall(confusion) == pytest.approx(metrics.recall_score(labels, predicted, average=None))
 
 
 def test_a_class_without_images_has_no_recall():
@@ -95,8 +95,10 @@ def test_churn_counts_only_what_was_right_before():
 
 
 def test_nll_is_scikit_learns_log_loss(answers):
+    from sklearn import metrics  # takes seconds to import
+
     logits, labels = answers
-    assert statistics.nll(logits, labels) == pytest.approx(log_loss(labels, statistics.softmax(logits)))
+    assert statistics.nll(logits, labels) == pytest.approx(metrics.log_loss(labels, statistics.softmax(logits)))
 
 
 def test_nll_and_softmax_bear_huge_logits():

@@ -1,11 +1,15 @@
 """Graphs made by hand, given to the real parser and builder of TensorRT-RTX, which need no GPU; and what becomes of layers."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import trt
+from pipeline.config import ROOT
 from pipeline.errors import ModelError
 
 needs_rtx = pytest.mark.skipif(trt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed")
@@ -106,6 +110,52 @@ def test_a_batch_size_in_the_graph_is_found_when_it_is_built(tmp_path):
     message = r"tensorrt_rtx cannot build cand: .*incompatible dimensions.* Cure: a batch size is written as a number"
     with pytest.raises(ModelError, match=message):
         build(tmp_path, [node("Add", ["x", "two"], ["y"], "sum")], two=np.ones((2, 3, 8, 8), np.float32))
+
+
+AFTER_A_FAILURE = """
+import gc, sys
+from pathlib import Path
+from pipeline import trt
+from pipeline.errors import ModelError
+
+def attempt():
+    return trt.build("tensorrt_rtx", Path(sys.argv[1]), {"x": (3, 8, 8)}, (1, 4, 8), None)
+
+class Kept:
+    pass
+
+gc.set_threshold(10**6)
+try:
+    attempt()
+except ModelError as error:
+    kept = Kept()
+    kept.error, kept.itself = error, kept
+    del kept  # garbage that only the collector finds, with the first builder in it
+made = trt._logger
+
+def collecting(library):  # a logger during whose work the collector runs, if it is on
+    class Collecting(type(made(library))):
+        def log(self, severity, message):
+            if gc.isenabled():
+                gc.collect()
+            super().log(severity, message)
+    return Collecting()
+
+trt._logger = collecting
+try:
+    attempt()
+except ModelError as error:
+    print(gc.isenabled(), str(error)[:20])
+"""
+
+
+@needs_rtx
+def test_a_failed_build_that_is_collected_during_the_next_one_does_not_stop_it(tmp_path):
+    with pytest.raises(ModelError):
+        build(tmp_path, [node("Det", ["x"], ["y"], "determinant")])
+    command = [sys.executable, "-c", AFTER_A_FAILURE, str(tmp_path / "cand" / "model.onnx")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True tensorrt_rtx refuses\n"
 
 
 @needs_rtx

@@ -5,8 +5,8 @@ to serve, int8 or its float original, and on which CPUs int8 answers as it shoul
 `pipeline.saturation`.
 
 With ``quantize.fit.epochs`` the student is also trained on while it rounds as its integer graph does (see
-`pipeline.fake_quant`), quantized again from there, and the better of the two on the validation split is kept. Training is
-not assumed to help: ``quantization.json`` says which it is. What was trained stays in ``qat/`` either way.
+`pipeline.fake_quant`) and quantized again from there. Training is not assumed to help: it is kept only where it is better
+on the validation split by more than chance, and ``quantization.json`` says so. What was trained stays in ``qat/`` either way.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from pipeline.progress import report
 from pipeline.proof import Proof, prove
 from pipeline.runners import OnnxRunner
 from pipeline.saturation import Saturation, without_vnni
+from pipeline.statistics import mcnemar
 from pipeline.training import TrainingJob
 from pipeline.types import Metrics, Quantizer
 
@@ -45,6 +46,8 @@ FLOAT: Literal["pruned"] = "pruned"
 """The candidate that is int8's float original."""
 SATURATION_IMAGES = 256
 """Validation images, at most, that are answered with and without 16-bit sums: 2 to 8 seconds for networks of 1 to 10 MMACs."""
+CHANCE = 0.05
+"""Training is kept where McNemar's test gives its gain at most this probability of being luck."""
 _EVALUATION_BATCH = 100
 _log = logging.getLogger(__name__)
 
@@ -175,28 +178,34 @@ def _of(trained: Path) -> dict[str, str]:
 
 
 def _compare(files: Mapping[str, Path], data: Path) -> dict[str, Any]:
-    """Return the accuracy of both graphs on the validation split, and which to keep; a tie goes to what was not trained."""
+    """Return the accuracy of both graphs on the validation split, which to keep, and how likely a mere chance is.
+
+    A gain of a few images does not carry over to the next images: with so little to tell them apart, the simpler stays.
+    """
     validation = open_split(data, "validation")
-    accuracies = {name: accuracy(file, validation) for name, file in files.items()}
-    kept = QAT if accuracies[QAT] > accuracies["ptq"] else "ptq"
+    right = {name: answered_right(file, validation) for name, file in files.items()}
+    accuracies = {name: float(answers.mean()) for name, answers in right.items()}
+    chance = mcnemar(right["ptq"], right[QAT])
+    kept = QAT if accuracies[QAT] > accuracies["ptq"] and chance <= CHANCE else "ptq"
     if kept == "ptq":
         _log.warning(
-            "training with quantization did not help: %.4f on the validation split against %.4f without; what was not "
-            "trained is kept",
-            accuracies[QAT], accuracies["ptq"],
+            "training with quantization did not help: %.4f on the validation split against %.4f without (p = %.2g, at "
+            "most %g is asked for); what was not trained is kept",
+            accuracies[QAT], accuracies["ptq"], chance, CHANCE,
         )  # fmt: skip
-    return {"kept": kept, "validation_accuracy": accuracies}
+    return {"kept": kept, "validation_accuracy": accuracies, "p": chance}
 
 
-def accuracy(file: Path, split: Split) -> float:
-    """Return the share of the images of `split` that the ONNX `file` answers rightly."""
+def answered_right(file: Path, split: Split) -> NDArray[np.bool_]:
+    """Return which images of `split` the ONNX `file` answers rightly: (images,)."""
     runner = OnnxRunner(file)
-    right = 0
+    right = np.empty(len(split), np.bool_)
     for start in range(0, len(split), _EVALUATION_BATCH):
-        logits = runner({"image": split.slice(start, start + _EVALUATION_BATCH)})["logits"]
-        right += int((logits.argmax(axis=1) == split.labels[start : start + _EVALUATION_BATCH]).sum())
+        batch = slice(start, start + _EVALUATION_BATCH)
+        logits = runner({"image": split.slice(batch.start, batch.stop)})["logits"]
+        right[batch] = logits.argmax(axis=1) == split.labels[batch]
     runner.close()
-    return right / len(split)
+    return right
 
 
 def calibration_images(
@@ -249,6 +258,7 @@ def _metrics(
         accuracies = trained["validation_accuracy"]
         metrics |= {f"{name}_validation_accuracy": value for name, value in accuracies.items()}
         metrics["qat_gain"] = accuracies[QAT] - accuracies["ptq"]
+        metrics["qat_p"] = trained["p"]
         metrics["qat_kept"] = float(trained["kept"] == QAT)
         metrics["qat_seconds"] = trained["training"]["seconds"]
     return metrics

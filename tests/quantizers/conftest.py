@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +16,8 @@ PREPROCESSING = Preprocessing(mean=(0.305,), std=(0.376,))
 @pytest.fixture(scope="session")
 def digits():
     """(images (1797, 1, 8, 8) uint8, labels)"""
+    from sklearn.datasets import load_digits  # takes seconds to import
+
     found = load_digits()
     return np.round(found.images * (255 / 16)).astype(np.uint8)[:, None], found.target
 

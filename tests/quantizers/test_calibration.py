@@ -80,6 +80,7 @@ def test_entropy_cuts_a_lonely_outlier_off_and_keeps_what_is_even():
     assert lowest_divergence(np.zeros(_calibration.BINS, np.int64)) == _calibration.BINS
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_memory_does_not_grow_with_the_number_of_images(method, network, images, digits):
     def peak(count):

@@ -147,6 +147,7 @@ def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoi
         stage._float_source(file, pruned, tmp_path)
 
 
+@pytest.mark.integration
 def test_bfloat16_is_compared_although_onnx_runtime_cannot_run_it(digits_checkpoints, digits_data, tmp_path):
     pruned, images = digits_checkpoints["pruned"], open_split(digits_data, "validation").slice(0, 100)
     onnx_graph.export(*checkpoint.load(pruned), tmp_path / "float.onnx")
