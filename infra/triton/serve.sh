@@ -21,7 +21,7 @@ exec tritonserver \
     --model-repository="$repository" \
     --model-control-mode=explicit \
     --disable-auto-complete-config \
-    --strict-readiness=true \
+    --strict-readiness=false \
     --exit-on-error=false \
     --exit-timeout-secs=20 \
     --grpc-infer-allocation-pool-size=128 \

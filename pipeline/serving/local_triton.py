@@ -71,7 +71,7 @@ def command(repository: Path, *, grpc_port: int, http_port: int, metrics_port: i
         f"--backend-directory={_backends(triton)}",
         "--model-control-mode=explicit",
         "--disable-auto-complete-config",
-        "--strict-readiness=true",
+        "--strict-readiness=false",  # else one candidate that fails to load takes the server out of every balancer
         "--exit-on-error=false",
         "--exit-timeout-secs=5",
         f"--grpc-address={places.triton_address()}",

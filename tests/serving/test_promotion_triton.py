@@ -191,7 +191,9 @@ def _slow(run):
 """
 
 
-def test_broken_candidates_are_refused_and_the_champions_requests_are_not_touched(promote, tmp_path, monkeypatch):
+def test_broken_candidates_are_refused_and_the_champions_requests_are_not_touched(
+    promote, client, tmp_path, monkeypatch
+):
     one, two = artifact(tmp_path, 1.0), artifact(tmp_path, 2.0)
     promote(one)
     source = files.BACKEND.read_text()
@@ -205,6 +207,7 @@ def test_broken_candidates_are_refused_and_the_champions_requests_are_not_touche
                 patch.setattr(files, "BACKEND", broken)
                 with pytest.raises(PromotionError, match=f"(?s)was refused, what served before serves on: .*({says})"):
                     promote(two, max_p99_ms=100.0, max_p99_ratio=1e6)
+            assert client.ready(), "a balancer would turn the champion's clients away"
         half_copied(promote, two, monkeypatch)
         other = files.Artifact(two.onnx, two.spec, "0" * 64, two.candidate)
         with pytest.raises(
