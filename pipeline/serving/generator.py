@@ -109,14 +109,18 @@ class Traffic:
 
     def send(self, line: Line, due: int) -> None:
         """Queue a request that was or is `due`; `line.connection.flush()` sends it."""
+        if not self.under_way:  # a server that was asked nothing is not silent
+            self._heard = time.perf_counter_ns()
         line.due[line.connection.call(self._messages[self._next])] = due
         self._next = (self._next + 1) % len(self._messages)
         self.under_way += 1
 
     def receive(self, until: int) -> list[tuple[Line, int]]:
         """Wait for answers, at most `until` then or the end of the window; return who had some, and how many."""
-        now = time.perf_counter_ns()
-        ready = self._selector.select(max(0.0, (min(until, self._boundary) - now) * 1e-9))
+        until = min(until, self._boundary)
+        if self.under_way:
+            until = min(until, self._heard + self._silence)
+        ready = self._selector.select(max(0.0, (until - time.perf_counter_ns()) * 1e-9))
         found = []
         for key, _ in ready:
             line = key.data
@@ -128,7 +132,7 @@ class Traffic:
             self._heard = time.perf_counter_ns()
             self._count(line.due, ended, self._heard)
             found.append((line, len(ended)))
-        if not ready and self.under_way and time.perf_counter_ns() - self._heard > self._silence:
+        if not ready and self.under_way and time.perf_counter_ns() - self._heard >= self._silence:
             raise TimeoutError(f"no answer within {self._silence * 1e-9:g} s")
         return found
 

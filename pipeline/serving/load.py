@@ -1,7 +1,7 @@
 """How many requests a served model answers in a second, and how fast: load from processes of its own, honestly measured.
 
 Two kinds of load: `Closed` keeps a number of requests in flight, `Open` sends at a rate whatever comes back. Either runs in
-`pipeline.serving.generator`, which costs the server's machine about 10 microseconds of processor time a request; more
+`pipeline.serving.generator`, which costs the server's machine some tens of microseconds of processor time a request; more
 such processes are started where one was not enough. A measurement is three windows after a warm-up. It is stable when
 neither throughput nor mean latency of the three differ by more than 10 %, as NVIDIA's perf_analyzer has it; with
 patience it goes on until they do.
