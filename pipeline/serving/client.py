@@ -91,7 +91,9 @@ class Client:
         self.url = url or places.triton_grpc()
         self.timeout = timeout
         self.retries = retries
-        self._client: Any = triton.InferenceServerClient(self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options())
+        self._client: Any = triton.InferenceServerClient(
+            self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options()
+        )
         self._region = Region(self._client) if shared_memory else None
 
     def __enter__(self) -> Client:
