@@ -48,7 +48,7 @@ down: ## Stop everything that was started; leave no process.
 	@if [[ -x $(BIN)/flyweight ]]; then $(BIN)/flyweight down; else echo "nothing was running"; fi
 
 test: lint browser ## Lint, type check and pass all tests.
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 3 $(ARGS)  # one more than most small machines have cores: tests of servers wait a lot
 
 lint: setup ## ruff and mypy.
 	$(BIN)/ruff check .

@@ -69,7 +69,7 @@ def test_the_form_starts_a_run_that_ends_green_and_is_all_in_mlflow(
     page.goto("about:blank")  # the grid asks Airflow every few seconds, and draws: cores that the run needs
     ended = _wait_for_end(airflow, run["dag_run_id"])
     states = {one["task_id"]: one["state"] for one in demo._instances(airflow, run["dag_run_id"])}
-    assert states == {"check": "success", **dict.fromkeys(STAGES, "success"), "report": "success"}
+    assert states == dict.fromkeys(["check", *STAGES, "approve", "report"], "success")
     assert ended == "success"
 
     _see_green_run(page, run["dag_run_id"], screenshots)
@@ -122,7 +122,7 @@ def _see_green_run(page: Page, run_id: str, screenshots: Path) -> None:
     page.screenshot(path=screenshots / "airflow_run.png")
 
     page.get_by_role("button", name="Show Graph").click()
-    expect(page.locator(".react-flow__node")).to_have_count(len(STAGES) + 2)
+    expect(page.locator(".react-flow__node")).to_have_count(len(STAGES) + 3)  # check, approve, report
     page.screenshot(path=screenshots / "airflow_graph.png")
 
     page.goto(f"{places.airflow()}/dags/{demo.DAG}/runs/{run_id}/tasks/train/details")

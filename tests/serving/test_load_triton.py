@@ -110,7 +110,7 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
         return "http://mlflow/run"
 
     monkeypatch.setattr(tracking, "log_run", log_run)
-    options = ["--seconds", "0.6", "--set", "budget.at_concurrency=1", "--set", "evaluate.concurrency=[1]"]
+    options = ["--seconds", "0.3", "--set", "budget.at_concurrency=1", "--set", "evaluate.concurrency=[1]"]
     done = CliRunner().invoke(main, ["tune-serving", served, *options])
     assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"
     # a lone request waits the 200 ms in vain

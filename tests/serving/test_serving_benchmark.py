@@ -219,6 +219,7 @@ def run(script: str, directory: Path, server, *arguments: str) -> dict:
 
 
 @pytest.mark.integration
+@pytest.mark.benchmark
 def test_the_server_its_ceiling_and_the_limit_are_measured_in_turns(triton_server, tmp_path):
     wanted = ["onnxruntime", "triton", "identity", "triton-http"]
     short = ["--rounds", "2", "--seconds", "0.3", "--concurrency", "1", "16"]
@@ -233,6 +234,7 @@ def test_the_server_its_ceiling_and_the_limit_are_measured_in_turns(triton_serve
 
 
 @pytest.mark.integration
+@pytest.mark.benchmark
 def test_a_surge_is_refused_in_part_and_ends(triton_server, tmp_path):
     found = run("overload.py", tmp_path, triton_server, "--seconds", "2", "--limit", "16")
     limited = found["limited"]

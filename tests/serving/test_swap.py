@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.benchmark]
 
 
 def test_changes_under_16_clients_lose_nothing_and_leave_nothing(triton_server, tmp_path):
