@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import stack_environment
 from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores already
@@ -54,9 +55,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """No test finds what another has left."""
+def cache(request, tmp_path, monkeypatch):
+    """No test finds what another has left, nor the stack that lives for all of tests/integration."""
     monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path / "cache"))
+    if "integration" not in request.path.parts:
+        for name, value in stack_environment.BEFORE.items():
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

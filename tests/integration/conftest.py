@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import stack_environment
 from rich.console import Console
 
 from pipeline import demo, evidence, places, stack
@@ -41,6 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ports = dict(
         zip(("airflow", "mlflow", "triton_grpc", "triton_http", "triton_metrics"), _free_ports(5), strict=True)
     )
+    before = dict(os.environ)
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("MLFLOW_TRACKING_URI", "FLYWEIGHT_TRITON_GRPC", "FLYWEIGHT_DATA"):
             patch.delenv(variable, raising=False)
@@ -52,6 +54,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FLYWEIGHT_CODE_VERSION", "tests")  # so that stages are reused although the tree may be dirty
         for name, port in ports.items():
             patch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(port))
+        changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
+        stack_environment.BEFORE.update({name: before.get(name) for name in changed - {"FLYWEIGHT_CACHE"}})
         yield directory
 
 
