@@ -59,8 +59,10 @@ def cache(request, tmp_path, monkeypatch):
     """No test finds what another has left, nor the stack that lives for all of tests/integration."""
     monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path / "cache"))
     if "integration" not in request.path.parts:
-        for name, value in stack_environment.BEFORE.items():
-            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        for name, (before, stacks) in stack_environment.CHANGED.items():
+            if os.environ.get(name) != stacks:  # a fixture of the test's own file has set it
+                continue
+            monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
 
 
 @pytest.fixture(scope="session")

@@ -54,8 +54,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FLYWEIGHT_CODE_VERSION", "tests")  # so that stages are reused although the tree may be dirty
         for name, port in ports.items():
             patch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(port))
-        changed = {name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)}
-        stack_environment.BEFORE.update({name: before.get(name) for name in changed - {"FLYWEIGHT_CACHE"}})
+        now = {name: (before.get(name), os.environ.get(name)) for name in {*before, *os.environ}}
+        stack_environment.CHANGED.update({name: values for name, values in now.items() if values[0] != values[1]})
         yield directory
 
 
