@@ -40,6 +40,7 @@ from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import answered_right, calibration_images, quantize
 from pipeline.stages.train import train
+from pipeline.statistics import mcnemar
 from pipeline.timing import time_runners
 
 BATCHES = (1, 32, 64)
@@ -229,12 +230,14 @@ def main() -> None:
         run.networks()
     made = {run.seed: run.files() for run in runs}
     test = open_split(runs[0].data, "test")
-    every = [one for files in made.values() for one in files.values()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for one, found in zip(
-            every, pool.map(lambda one: float(answered_right(one.file, test).mean()), every), strict=True
-        ):
-            one.accuracy = found
+        for files in made.values():
+            right = dict(zip(files, pool.map(lambda one: answered_right(one.file, test), files.values()), strict=True))
+            for name, one in files.items():
+                one.accuracy = float(right[name].mean())
+                network, _, form = name.partition(" + ")
+                if form in peers.NAMES:
+                    one.chance = mcnemar(right[f"{network} + int8"], right[name])
     images = open_split(runs[0].data, "validation").slice(0, max(BATCHES))
     for files in made.values():
         runners = {name: OnnxRunner(one.file) for name, one in files.items()}

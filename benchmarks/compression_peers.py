@@ -25,6 +25,7 @@ from pipeline import macs, surgery
 from pipeline.checkpoint import ModelSpec, PruningStep
 
 NNCF = ("nncf==3.4.0", f"onnx=={onnx.__version__}", f"onnxruntime=={onnxruntime.__version__}")
+NAMES = ("ONNX Runtime defaults", "NNCF")
 PeerQuantizer = Callable[[Path, NDArray[np.uint8], Path], None]
 
 
@@ -41,7 +42,7 @@ def quantizers(work: Path) -> dict[str, PeerQuantizer]:
             script = Path(__file__).parent / "nncf_quantize.py"
             subprocess.run([python, script, file, f"{directory}/images.npy", out], check=True, capture_output=True)
 
-    return {"ONNX Runtime defaults": onnxruntime_defaults, "NNCF": nncf}
+    return dict(zip(NAMES, (onnxruntime_defaults, nncf), strict=True))
 
 
 def onnxruntime_defaults(file: Path, images: NDArray[np.uint8], out: Path) -> None:

@@ -67,6 +67,8 @@ class Measured:
     """On the test images."""
     images_per_second: dict[int, float] = field(default_factory=dict)
     """By batch size."""
+    chance: float | None = None
+    """Of a peer's file: McNemar's p of its test answers and those of our int8 of the same network and seed."""
     training: dict[str, Any] = field(default_factory=dict)
     """Of training with quantization: validation accuracy with and without, and which was kept."""
 
@@ -105,7 +107,7 @@ def write(out: Path, made: Made) -> None:
         *("", "## Pruning, in float", "", _table(made, PRUNING, "student")),
         *("", "## Quantizing the student", "", _table(made, QUANTIZING, "student")),
         *("", "## Chains", "", _table(made, CHAINS, "student")),
-        *("", "## Beside others, on the same float file and calibration images", "", _table(made, PEERS, "student")),
+        *("", "## Beside others, on the same float file and calibration images", "", _table(made, PEERS, "student"), "", _peers(made)),
         *("", "## In which order", "", _orders(made)),
         *("", "## Training with quantization, on the validation images", "", _training(made)),
         *("", "## Targets", "", _targets(made), ""),
@@ -162,6 +164,17 @@ def _orders(made: Made) -> str:
     return "\n".join(lines)
 
 
+def _peers(made: Made) -> str:
+    """What ours answers better than the peers, and whether that is more than chance."""
+    lines = ["| ours beside | points above it | McNemar's p, seed by seed |", "|---|---|---|"]
+    for name in PEERS:
+        chances = [files[name].chance for files in made.values()]
+        if None not in chances:
+            above, spread = _drop(made, name, name.split(" + ")[0] + " + int8")
+            lines.append(f"| {name} | {above:+.2f} ± {spread:.2f} | {', '.join(f'{one:.2g}' for one in chances)} |")
+    return "\n".join(lines)
+
+
 def _training(made: Made) -> str:
     lines = ["| network | seed | without, % | with, % | p | kept |", "|---" * 6 + "|"]
     for name in ("student + qat", "prune 2x + qat"):
@@ -192,6 +205,14 @@ def _targets(made: Made) -> str:
     judge("prune + int8 at least 5x at most 0.5 point", "teacher + prune + int8", "teacher", 32, 5.0, 0.5)
     for chain in ("prune 2x + int8", "prune 4x + int8"):
         judge("teacher to int8 proxy at least 50x at most 0.7 point", chain, "teacher", 64, 50.0, 0.7)
+    for network in ("teacher", "student"):
+        above = _drop(made, f"{network} + NNCF", f"{network} + int8")[0]
+        chances = [files[f"{network} + NNCF"].chance or 0.0 for files in made.values()]
+        least = min(1.0, min(chances) * len(chances))
+        lines.append(
+            f"| {network}, int8: as accurate as NNCF's at least, or different by chance alone | {above:+.2f} points; the "
+            f"least p {least:.2g} (Bonferroni) | {'yes' if above >= 0 or least > 1 - CONFIDENCE else 'no'} |"
+        )
     worst = min(
         files[f"{name} + qat"].accuracy - files[f"{name} + int8"].accuracy
         for files in made.values()
