@@ -35,7 +35,7 @@ class Ended:
     """What `evidence.gather` knows of it."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An environment in which Flyweight knows neither the user's stores nor the user's ports."""
     directory = tmp_path_factory.mktemp("stack")
@@ -59,7 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield directory
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_stack(home: Path) -> Iterator[None]:
     """MLflow, Triton and Airflow, healthy. Afterwards nothing of them may run."""
     try:
@@ -71,7 +71,7 @@ def running_stack(home: Path) -> Iterator[None]:
     assert left == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def killed_once(running_stack: None) -> Ended:
     """The first run: one of the teacher's two training processes was killed with SIGKILL after its first checkpoint."""
     ended: list[Ended] = []

@@ -178,6 +178,7 @@ def test_what_is_no_image_is_named(tmp_path):
         load_image(tmp_path / "junk.png", (5, 2, 2))
 
 
+@pytest.mark.integration
 def test_a_script_that_has_closed_its_client_ends_in_silence():
     code = "from pipeline.serving.client import Client\nwith Client('127.0.0.1:1') as client:\n    print(client.live())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

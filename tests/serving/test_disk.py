@@ -25,6 +25,7 @@ def test_a_directory_goes_and_comes_in_one_step(home):
     assert list((home / "triton_repo").iterdir()) == []
 
 
+@pytest.mark.integration
 def test_a_limit_on_file_sizes_is_said_as_a_full_disk_is(home):
     """A real limit of the kernel, in a process of its own."""
     code = f"""

@@ -75,6 +75,7 @@ def stalling(server, seconds):
     return snapshot
 
 
+@pytest.mark.integration
 def test_a_stall_is_charged_to_all_that_was_due_in_it_and_a_closed_loop_hides_it(server):
     seen = drive([opened(server, 200.0)], [b"one"], stalling(server, 0.4))
     charged = latencies(seen)
@@ -90,6 +91,7 @@ def test_a_stall_is_charged_to_all_that_was_due_in_it_and_a_closed_loop_hides_it
     assert hidden.percentile(slow) < 100 * MS, "all but a few never noticed"
 
 
+@pytest.mark.integration
 def test_processes_add_up_to_the_rate_and_say_how_late_they_were(server):
     plans = [opened(server, 100.0, place, 2, "poisson") for place in range(2)]
     seen = drive(plans, [b"one"])

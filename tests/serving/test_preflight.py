@@ -26,6 +26,7 @@ def test_inputs_that_it_does_not_take_are_refused(tmp_path):
         preflight.answers(artifact(tmp_path, 1.0).onnx, {"image": np.zeros((1, 7), np.uint8)}, 1, 60.0)
 
 
+@pytest.mark.integration
 def test_a_model_that_does_not_come_to_an_end_is_refused_in_time(tmp_path):
     with pytest.raises(
         PromotionError, match=r"had not answered its golden inputs after promote.preflight_timeout_s = 3 s"

@@ -222,6 +222,7 @@ def test_a_first_version_that_turns_bad_while_it_is_observed_is_withdrawn(home, 
 CALLS = [step for step in STEPS if step != ledger.POLICY_WRITTEN]
 
 
+@pytest.mark.integration  # of many processes: half a minute
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(("first", "kill_at"), [(True, step) for step in CALLS] + [(False, step) for step in STEPS])
 @pytest.mark.parametrize("then", ["promote", "reconcile"])
