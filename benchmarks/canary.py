@@ -34,7 +34,7 @@ from swap import Counting, Triton, artifact, images
 
 from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import load, promotion
 from pipeline.serving import repository as files
 from pipeline.serving.client import Client, TritonError

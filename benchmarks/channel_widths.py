@@ -16,9 +16,10 @@ import numpy as np
 import onnxruntime
 
 from pipeline import cpu, onnx_graph
-from pipeline.checkpoint import Preprocessing, build, image_classifier
+from pipeline.checkpoint import build
 from pipeline.macs import macs
-from pipeline.runners import OnnxRunner
+from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.timing import time_runners
 
 SHAPE = (1, 28, 28)

@@ -35,7 +35,8 @@ from torch import nn
 from pipeline import checkpoint, macs, onnx_graph, places
 from pipeline.config import Component, Distill, Distributed, Finetune, Fit, Prune, Quantize, Train
 from pipeline.data import open_split
-from pipeline.runners import OnnxRunner
+from pipeline.model_spec import load_spec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import answered_right, calibration_images, quantize
@@ -172,9 +173,7 @@ class Run:
     def files(self) -> dict[str, Measured]:
         """Every ONNX file by the name of what was done, with the size of its network; accuracy and speed come later."""
         networks, made = self.networks(), dict[str, Measured]()
-        images, _ = calibration_images(
-            self.data, CALIBRATION, checkpoint.load_spec(self.teacher).image_shape, self.seed
-        )
+        images, _ = calibration_images(self.data, CALIBRATION, load_spec(self.teacher).image_shape, self.seed)
         folder = self.work / f"{self.seed}" / "files"
         folder.mkdir(parents=True, exist_ok=True)
         for name, directory in networks.items():

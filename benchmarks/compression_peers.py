@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import macs, surgery
-from pipeline.checkpoint import ModelSpec, PruningStep
+from pipeline.model_spec import ModelSpec, PruningStep
 
 NNCF = ("nncf==3.4.0", f"onnx=={onnx.__version__}", f"onnxruntime=={onnxruntime.__version__}")
 NAMES = ("ONNX Runtime defaults", "NNCF")

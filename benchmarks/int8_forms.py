@@ -23,9 +23,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 
 from pipeline import cpu, onnx_graph
-from pipeline.checkpoint import Preprocessing, build, image_classifier
+from pipeline.checkpoint import build
+from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static
-from pipeline.runners import OnnxRunner
 from pipeline.timing import time_runners
 
 BATCHES = (1, 16, 64)

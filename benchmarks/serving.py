@@ -46,7 +46,7 @@ from peers.http1 import request as http_request
 from peers.servers import Server
 
 from pipeline.config import Budget, Promote, Serving
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import closed_loop, load, onnx_artifact, tuning_run
 from pipeline.serving.client import Client
 from pipeline.serving.histogram import Histogram

@@ -34,9 +34,10 @@ import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.checkpoint import Preprocessing, image_classifier, sha256
 from pipeline.config import Promote, Serving
-from pipeline.runners import OnnxRunner
+from pipeline.hashing import sha256
+from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import disk, local_triton, promotion
 from pipeline.serving import repository as files
 from pipeline.serving.client import Client, TritonError

@@ -23,7 +23,7 @@ from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import STAGES, Stage
 
 if TYPE_CHECKING:
-    from pipeline.checkpoint import ModelSpec
+    from pipeline.model_spec import ModelSpec
 
 _recipe, _set, _force, _pipeline = cli_options.recipe, cli_options.overrides, cli_options.force, cli_options.pipeline
 
@@ -81,7 +81,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
 def _spec(settings: config.Settings, model: config.Component) -> ModelSpec:
     """Return the spec of a fresh `model` for the data set, so that it can be refused before it is trained."""
     from pipeline import components
-    from pipeline.checkpoint import Preprocessing, image_classifier
+    from pipeline.model_spec import Preprocessing, image_classifier
 
     dataset = components.build("datasets", settings.data.dataset, {})
     channels = dataset.image_shape[0]

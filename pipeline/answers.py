@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import checkpoint, places
+from pipeline.hashing import sha256
+from pipeline.model_spec import SPEC_FILE
 
 
 def file(teacher: Path, data: Path, precision: str) -> Path:
@@ -22,8 +24,8 @@ def file(teacher: Path, data: Path, precision: str) -> Path:
 
     `precision` tells answers apart that were calculated in different ways, such as ``cpu bf16``.
     """
-    weights, spec = (checkpoint.sha256(teacher / name) for name in (checkpoint.WEIGHTS_FILE, checkpoint.SPEC_FILE))
-    images = checkpoint.sha256(data / "manifest.json")
+    weights, spec = (sha256(teacher / name) for name in (checkpoint.WEIGHTS_FILE, SPEC_FILE))
+    images = sha256(data / "manifest.json")
     key = hashlib.sha256(json.dumps([weights, spec, images, precision]).encode()).hexdigest()
     return places.cache() / "answers" / f"{key[:32]}.safetensors"
 

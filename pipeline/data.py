@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, model_validator
 
 from pipeline.errors import DataError, near_miss
+from pipeline.hashing import sha256
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "validation", "test")
@@ -228,7 +229,7 @@ def write_split(
         path = folder / f"part-{number:05d}.arrow"
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
-        shards[f"{split}/{path.name}"] = Shard(rows=batch.num_rows, sha256=file_sha256(path))
+        shards[f"{split}/{path.name}"] = Shard(rows=batch.num_rows, sha256=sha256(path))
     return shards
 
 
@@ -237,12 +238,6 @@ def content_hashes(images: Images, key: str = "") -> NDArray[np.bytes_]:
     flat = np.ascontiguousarray(images).reshape(len(images), -1)
     hashes = [hashlib.blake2b(image.tobytes(), digest_size=16, key=key.encode()).hexdigest() for image in flat]
     return np.array(hashes, dtype="S32")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(data: Path, manifest: Manifest) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data import Manifest, content_hashes, file_sha256, read_shard
+from pipeline.data import Manifest, content_hashes, read_shard
 from pipeline.errors import DataError
+from pipeline.hashing import sha256
 
 _CHUNK = 4096
 CHANCE = 5.0
@@ -118,7 +119,7 @@ def _shard(data: Path, path: str, manifest: Manifest) -> tuple[dict[str, Any], P
         batch = read_shard(data / path)
     except DataError as error:
         return row | {"file_is": str(error).removeprefix(f"{data / path} is ")}, None
-    row |= {"columns": ", ".join(batch.schema.names), "rows": batch.num_rows, "sha256": file_sha256(data / path)}
+    row |= {"columns": ", ".join(batch.schema.names), "rows": batch.num_rows, "sha256": sha256(data / path)}
     types = {name: batch.schema.field(name).type for name in ("image", "label") if name in batch.schema.names}
     row |= {f"{name}_type": str(kind) for name, kind in types.items()}
     if not pa.types.is_fixed_size_list(types.get("image")) or not _is_number(types["image"].value_type):

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx, nn
 
 from pipeline import surgery
-from pipeline.checkpoint import ModelSpec
 from pipeline.errors import ModelError
+from pipeline.model_spec import ModelSpec
 
 RANGES_FILE = "ranges.json"
 """Beside a trained checkpoint: tensor of its ONNX graph -> the (lowest, highest) value that it was trained to hold."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import macs, progress
-from pipeline.checkpoint import ModelSpec, Preprocessing, image_classifier, load
+from pipeline.checkpoint import load
 from pipeline.config import Component, Distributed
 from pipeline.data import Manifest, load_manifest
 from pipeline.distributed.launch import launch, processes
 from pipeline.errors import ModelError
+from pipeline.model_spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.training import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
 from pipeline.types import Metrics
 

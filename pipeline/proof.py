@@ -26,7 +26,7 @@ from pipeline import cpu
 from pipeline.cpu import Cpu
 from pipeline.errors import ModelError
 from pipeline.evaluation import Offline
-from pipeline.runners import OnnxRunner, session_options
+from pipeline.onnx_runner import OnnxRunner, session_options
 from pipeline.timing import time_runners
 from pipeline.types import Metrics
 

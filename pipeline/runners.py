@@ -1,17 +1,16 @@
-"""PyTorch, ONNX Runtime and TensorRT behind one calling convention: named batched arrays in, named batched arrays out.
+"""PyTorch and TensorRT behind the calling convention of all runners: named batched arrays in, named batched arrays out.
 
-All three take raw pixels, ``{"image": (N, C, H, W) uint8}``, and give ``{"logits": (N, classes) float32}``, so that "the
-same model" is something that can be measured. `pipeline.serving.client.TritonRunner` is the fourth of the kind.
+They take raw pixels, ``{"image": (N, C, H, W) uint8}``, and give ``{"logits": (N, classes) float32}``, so that "the
+same model" is something that can be measured. `pipeline.onnx_runner.OnnxRunner` and `pipeline.serving.client.TritonRunner`
+are of the same kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
@@ -47,36 +46,6 @@ class TorchRunner:
     def close(self) -> None:
         """Let go of the weights."""
         del self._model
-
-
-class OnnxRunner:
-    """An ONNX file in ONNX Runtime, on the CPU.
-
-    Args:
-        file: the model.
-        threads: threads inside one operator. They sleep rather than spin while they wait, as others want the cores.
-
-    Raises:
-        ModelError: the file is missing or is no model that ONNX Runtime takes.
-    """
-
-    def __init__(self, file: Path, threads: int = 1) -> None:
-        self.name = f"onnxruntime:{file.parent.name}"
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(file), session_options(threads), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-            raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
-        """Named batched arrays, as the graph names and types them -> named batched arrays."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
-
-    def close(self) -> None:
-        """Let go of the session."""
-        del self._session
 
 
 class TensorRTRunner:
@@ -137,15 +106,3 @@ class TensorRTRunner:
     def close(self) -> None:
         """Let go of engine and context."""
         del self._context, self._engine
-
-
-def session_options(threads: int = 1, **settings: Any) -> onnxruntime.SessionOptions:
-    """Return the options under which every model of ours runs on a CPU; `settings` are further attributes."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for name, value in settings.items():
-        setattr(options, name, value)
-    return options

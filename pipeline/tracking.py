@@ -357,7 +357,7 @@ class MlflowRegistry:
 
     def _logged_model(self, directory: Path) -> Any:
         """The model that `export_onnx` logged with these bytes; logged now where it came from elsewhere."""
-        from pipeline.checkpoint import sha256
+        from pipeline.hashing import sha256
 
         wanted = sha256(directory / "model.onnx")
         found = self._client.search_logged_models([self._experiment], filter_string=f"tags.sha256 = '{wanted}'")
@@ -485,7 +485,7 @@ def _log_model(client: Any, experiment: str, run_id: str | None, directory: Path
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from pipeline.checkpoint import load_spec
+    from pipeline.model_spec import load_spec
 
     spec = load_spec(directory)
     batch = (-1,) if spec.batched else ()

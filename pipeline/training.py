@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import answers, augment, checkpoint, fake_quant, progress, snapshot
-from pipeline.checkpoint import ModelSpec
 from pipeline.config import Component, Fit
 from pipeline.data import Split, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.fake_quant import FakeQuant
+from pipeline.hashing import sha256
+from pipeline.model_spec import ModelSpec
 
 HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
@@ -76,8 +77,8 @@ class TrainingJob(BaseModel):
     def fingerprint(self) -> str:
         """A hash of all that the weights depend on, so that a snapshot of another job is never taken up."""
         told = self.model_dump(mode="json", exclude={"what", "scratch", "out", "part", "data", "start", "teacher"})
-        read = [path and checkpoint.sha256(path / checkpoint.WEIGHTS_FILE) for path in (self.start, self.teacher)]
-        read.append(checkpoint.sha256(self.data / "manifest.json"))
+        read = [path and sha256(path / checkpoint.WEIGHTS_FILE) for path in (self.start, self.teacher)]
+        read.append(sha256(self.data / "manifest.json"))
         return hashlib.sha256(json.dumps([told, read], sort_keys=True).encode()).hexdigest()
 
 

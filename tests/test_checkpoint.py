@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline import checkpoint, surgery
-from pipeline.checkpoint import Preprocessing, PruningStep, image_classifier
 from pipeline.errors import ModelError
+from pipeline.model_spec import Preprocessing, PruningStep, image_classifier
 
 
 @pytest.fixture

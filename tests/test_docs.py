@@ -215,7 +215,7 @@ def test_the_example_of_a_loss(own):
 
 
 def spec_of(architecture, **arguments):
-    from pipeline.checkpoint import Preprocessing, image_classifier
+    from pipeline.model_spec import Preprocessing, image_classifier
 
     labels = tuple("abcd")
     return image_classifier(architecture, arguments, (1, 8, 8), labels, Preprocessing(mean=(0.5,), std=(0.5,)))

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from pipeline import onnx_graph
-from pipeline.checkpoint import Preprocessing, WithPreprocessing, build, image_classifier
+from pipeline.checkpoint import WithPreprocessing, build
 from pipeline.errors import ModelError
-from pipeline.runners import OnnxRunner
+from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from pipeline import cpu, onnx_graph, proof
-from pipeline.checkpoint import Preprocessing, build, image_classifier
+from pipeline.checkpoint import build
 from pipeline.errors import ModelError
 from pipeline.evaluation import Offline
+from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators, prove
 from pipeline.quantizers.static import Static
-from pipeline.runners import OnnxRunner
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from onnx import numpy_helper
 from torch import nn
 
 from pipeline import checkpoint, fake_quant, onnx_graph, quant_plan
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError
 from pipeline.fake_quant import Levels, WeightGrid
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.quantizers.static import Static
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from onnx import helper
 
-from pipeline import checkpoint, runners
+from pipeline import checkpoint
 from pipeline.candidates import Engine, Profile
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError
-from pipeline.runners import OnnxRunner, TensorRTRunner, TorchRunner
+from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner, session_options
+from pipeline.runners import TensorRTRunner, TorchRunner
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_onnx_runtime_answers_at_any_batch(halver, batch):
 
 
 def test_threads_sleep_rather_than_spin():
-    options = runners.session_options(3)
+    options = session_options(3)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 

@@ -7,11 +7,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import cpu, onnx_graph
-from pipeline.checkpoint import Preprocessing, build, image_classifier
+from pipeline.checkpoint import build
 from pipeline.errors import ModelError
+from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.dynamic import Dynamic
 from pipeline.quantizers.static import Static
-from pipeline.runners import OnnxRunner
 from pipeline.saturation import Emulation, _Sums, without_vnni
 
 EXACT_HERE = cpu.describe().vnni or cpu.describe().machine != "x86_64"

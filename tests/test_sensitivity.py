@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError, SettingsError
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.pruners.channel import Channel
 from pipeline.sensitivity import Sensitivity, figure, layer_ratios, sweep, write
 

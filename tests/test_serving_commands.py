@@ -13,7 +13,7 @@ from serving_toys import FakeTriton, Registry, artifact, golden
 
 from pipeline import __main__, tracking
 from pipeline.errors import FlyweightError, PromotionError
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import client, preflight, promotion
 from pipeline.serving.ledger import Ledger, lock
 

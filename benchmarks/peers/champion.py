@@ -15,8 +15,8 @@ import psutil
 
 from peers.servers import cores
 from pipeline import cpu, places, tracking
-from pipeline.checkpoint import sha256
 from pipeline.config import Serving
+from pipeline.hashing import sha256
 from pipeline.serving import onnx_artifact
 from pipeline.serving.repository import Artifact
 from pipeline.serving.tuning import TUNED

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.checkpoint import ModelSpec
 from pipeline.errors import ModelError
+from pipeline.model_spec import ModelSpec
 from pipeline.pruners._groups import Group
 
 Importance: TypeAlias = Literal["l1", "l2", "bn_scale", "taylor", "hessian", "lamp", "random"]

@@ -14,8 +14,8 @@ import numpy as np
 from torch import nn
 
 from pipeline import onnx_graph
-from pipeline.checkpoint import ModelSpec
-from pipeline.runners import OnnxRunner
+from pipeline.model_spec import ModelSpec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.timing import time_runners
 
 _SECONDS = 0.5

@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.checkpoint import ModelSpec, PruningStep, build
+from pipeline.checkpoint import build
 from pipeline.errors import ModelError, SettingsError, near_miss
 from pipeline.macs import macs, parameters
+from pipeline.model_spec import ModelSpec, PruningStep
 from pipeline.pruners import _latency
 from pipeline.pruners._groups import Group, groups, remove_
 from pipeline.pruners._importance import Importance, judge

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import surgery
-from pipeline.checkpoint import ModelSpec, PruningStep
 from pipeline.errors import ModelError
+from pipeline.model_spec import ModelSpec, PruningStep
 
 _BATCHES = 4
 _log = logging.getLogger(__name__)

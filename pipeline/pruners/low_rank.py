@@ -22,9 +22,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import surgery
-from pipeline.checkpoint import ModelSpec, PruningStep
 from pipeline.errors import ModelError
 from pipeline.macs import macs
+from pipeline.model_spec import ModelSpec, PruningStep
 
 _log = logging.getLogger(__name__)
 

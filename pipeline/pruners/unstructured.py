@@ -17,8 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.checkpoint import ModelSpec, PruningStep
 from pipeline.errors import ModelError
+from pipeline.model_spec import ModelSpec, PruningStep
 
 _log = logging.getLogger(__name__)
 

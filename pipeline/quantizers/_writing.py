@@ -8,7 +8,7 @@ import onnx
 
 from pipeline.errors import ModelError
 from pipeline.onnx_graph import annotate, check
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 
 
 def write(

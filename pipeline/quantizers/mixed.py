@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.errors import ModelError
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers._calibration import Method, check_images
 from pipeline.quantizers._writing import check_target, write
 from pipeline.quantizers.static import Calibrated, Static, census
-from pipeline.runners import OnnxRunner
 from pipeline.types import Metrics
 
 RECORD_FILE = "mixed.json"

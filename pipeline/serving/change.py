@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import places
-from pipeline.checkpoint import sha256
 from pipeline.errors import PromotionError
+from pipeline.hashing import sha256
 from pipeline.serving import disk, golden
 from pipeline.serving import repository as files
 from pipeline.serving.client import TritonError

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checkpoint import ModelSpec, TensorSpec, sha256
 from pipeline.errors import PromotionError
-from pipeline.runners import OnnxRunner
+from pipeline.hashing import sha256
+from pipeline.model_spec import ModelSpec, TensorSpec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving.golden import Golden
 from pipeline.serving.onnx_spec import read_spec
 from pipeline.serving.repository import Artifact

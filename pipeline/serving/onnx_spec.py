@@ -9,8 +9,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto
 
-from pipeline.checkpoint import ModelSpec, Preprocessing, TensorSpec
 from pipeline.errors import PromotionError
+from pipeline.model_spec import ModelSpec, Preprocessing, TensorSpec
 from pipeline.serving.repository import TYPES
 
 ARCHITECTURE = "onnx"

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checkpoint import load_spec, sha256
 from pipeline.errors import PromotionError
+from pipeline.hashing import sha256
+from pipeline.model_spec import load_spec
 from pipeline.serving import golden
 from pipeline.serving.golden import GOLDEN_FILE, Golden
 from pipeline.serving.repository import MODEL_FILE, Artifact

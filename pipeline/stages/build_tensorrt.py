@@ -28,13 +28,15 @@ from pipeline.candidates import (
     load_candidates,
     save,
 )
-from pipeline.checkpoint import SPEC_FILE, load_spec, sha256
 from pipeline.config import BuildTensorrt, Serving
 from pipeline.data import Split, open_split
 from pipeline.errors import ModelError, Skipped
+from pipeline.hashing import sha256
+from pipeline.model_spec import SPEC_FILE, load_spec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
 from pipeline.progress import report
-from pipeline.runners import OnnxRunner, TensorRTRunner
+from pipeline.runners import TensorRTRunner
 from pipeline.timing import time_runners
 from pipeline.types import Metrics, Runner
 

@@ -13,10 +13,10 @@ import shutil
 from pathlib import Path
 
 from pipeline import checkpoint, macs
-from pipeline.checkpoint import ModelSpec
 from pipeline.config import Distill, Distributed
 from pipeline.data import load_manifest
 from pipeline.fitting import check_same_task, new_spec, size, train_job
+from pipeline.model_spec import ModelSpec, load_spec
 from pipeline.training import TrainingJob
 from pipeline.types import Metrics
 
@@ -32,7 +32,7 @@ def distill(
     Raises `ModelError` where the teacher was trained for other labels or images, and `SettingsError` as `train` does.
     """
     manifest = load_manifest(data)
-    check_same_task("teacher", checkpoint.load_spec(teacher), manifest)
+    check_same_task("teacher", load_spec(teacher), manifest)
     job = TrainingJob(
         section="distill.fit",
         what="distill",

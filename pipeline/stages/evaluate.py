@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 
 from pipeline import cpu, gate
 from pipeline.candidates import Candidate, Candidates, load_candidates, load_engines
-from pipeline.checkpoint import load_spec
 from pipeline.config import Budget, Evaluate, Serving
 from pipeline.data import Split, open_split
 from pipeline.errors import BudgetError, ModelError
@@ -37,10 +36,12 @@ from pipeline.evaluation import (
     Verdict,
     save,
 )
+from pipeline.model_spec import load_spec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
 from pipeline.quality import quality
 from pipeline.report import plots
-from pipeline.runners import OnnxRunner, TorchRunner
+from pipeline.runners import TorchRunner
 from pipeline.serving import load
 from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE

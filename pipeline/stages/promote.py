@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from pipeline.candidates import Candidate, load_candidates
-from pipeline.checkpoint import load_spec, sha256
 from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
 from pipeline.evaluation import GOLDEN_FILE, Verdict, load_verdict
-from pipeline.runners import OnnxRunner
+from pipeline.hashing import sha256
+from pipeline.model_spec import load_spec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import golden as answers
 from pipeline.serving import promotion
 from pipeline.serving.client import Client

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint, components, macs, onnx_graph, sensitivity
-from pipeline.checkpoint import ModelSpec, PruningStep
 from pipeline.config import Distributed, Prune
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.fitting import check_same_task, train_job
+from pipeline.model_spec import ModelSpec, PruningStep, load_spec
 from pipeline.training import TrainingJob, evaluate
 from pipeline.types import Metrics, Pruner
 
@@ -48,7 +48,7 @@ def prune(
     steps = in_rounds(config)
     manifest = load_manifest(data)
     spec, network = checkpoint.load(student)
-    for who, one in (("teacher", checkpoint.load_spec(teacher)), ("student", spec)):
+    for who, one in (("teacher", load_spec(teacher)), ("student", spec)):
         check_same_task(who, one, manifest)
     validation = open_split(data, "validation")
     before = {"macs": macs.macs(network, spec.image_shape), "parameters": macs.parameters(network)}

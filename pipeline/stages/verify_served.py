@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.candidates import load_candidates
-from pipeline.checkpoint import load_spec
 from pipeline.config import Serving, VerifyServed
 from pipeline.data import Split, open_split
 from pipeline.errors import PromotionError
+from pipeline.model_spec import load_spec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
-from pipeline.runners import OnnxRunner
 from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE, difference
 from pipeline.stages.promote import PROMOTION_FILE

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline import checkpoint, components, onnx_graph
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.macs import macs
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.pruners.channel import Channel
 
 

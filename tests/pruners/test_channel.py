@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import checkpoint, components
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError, SettingsError
 from pipeline.macs import macs, parameters
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.pruners import _latency
 from pipeline.pruners._groups import groups
 from pipeline.pruners._importance import BATCHES, judge

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint, components
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError, SettingsError
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.pruners.depth import Depth, _blocks, _changes
 
 SHAPE = (1, 12, 12)

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint, components
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError, SettingsError
 from pipeline.macs import macs
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.pruners.low_rank import LowRank, _cut_, _layers
 
 SHAPE = (1, 12, 12)

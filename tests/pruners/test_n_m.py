@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint, components
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError, SettingsError
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.pruners.n_m import NM, keep_largest
 
 SHAPE = (1, 12, 12)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline import checkpoint, components, fake_quant
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.macs import macs, parameters
+from pipeline.model_spec import Preprocessing, image_classifier
 
 SHAPE = (1, 12, 12)
 SPEC = image_classifier(

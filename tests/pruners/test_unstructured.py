@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipeline import checkpoint, components
-from pipeline.checkpoint import Preprocessing, image_classifier
 from pipeline.errors import ModelError, SettingsError
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.pruners.unstructured import Unstructured
 
 SHAPE = (1, 12, 12)

@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 
 from pipeline import components, trt
 from pipeline.errors import ModelError
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 
 TARGETS = {"dynamic": ["cpu"], "bf16": ["tensorrt"]}
 """Where a quantizer has fewer than two."""

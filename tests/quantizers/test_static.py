@@ -8,10 +8,10 @@ import pytest
 
 from pipeline import components, trt
 from pipeline.errors import ModelError, SettingsError
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators
 from pipeline.quantizers import _writing, static
 from pipeline.quantizers.static import Static
-from pipeline.runners import OnnxRunner
 
 CALIBRATION = 200
 

@@ -5,7 +5,7 @@ import pytest
 from serving_toys import FakeTriton, Registry, Server
 
 from pipeline.config import ROOT, Serving
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import local_triton
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from serving_toys import QUICK, Registry, artifact, golden
 
 from pipeline.config import Serving
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import preflight, promotion
 from pipeline.serving.client import Client
 from pipeline.serving.ledger import Ledger

@@ -16,10 +16,11 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.candidates import ENGINE_FILE, Engine, Profile
-from pipeline.checkpoint import ModelSpec, Preprocessing, image_classifier, sha256
 from pipeline.config import Promote
 from pipeline.errors import PromotionError
-from pipeline.runners import OnnxRunner
+from pipeline.hashing import sha256
+from pipeline.model_spec import ModelSpec, Preprocessing, image_classifier
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import local_triton
 from pipeline.serving.client import Answer, Client, Served, TritonError
 from pipeline.serving.golden import Golden

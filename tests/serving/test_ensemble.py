@@ -11,7 +11,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from pipeline import places
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import repository
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.ensemble import Step, config_pbtxt, publish, read_steps

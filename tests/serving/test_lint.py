@@ -4,9 +4,10 @@ from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 
 from pipeline import config
 from pipeline.candidates import ENGINE_FILE
-from pipeline.checkpoint import TensorSpec, sha256
 from pipeline.config import Serving
 from pipeline.errors import PromotionError, SettingsError
+from pipeline.hashing import sha256
+from pipeline.model_spec import TensorSpec
 from pipeline.serving.lint import lint
 from pipeline.serving.onnx_artifact import from_file
 from pipeline.serving.repository import Artifact

@@ -5,7 +5,8 @@ import onnx_toys as toys
 import pytest
 
 from pipeline import tracking
-from pipeline.checkpoint import SPEC_FILE, load_spec, sha256
+from pipeline.hashing import sha256
+from pipeline.model_spec import SPEC_FILE, load_spec
 from pipeline.serving.onnx_artifact import from_file
 
 pytestmark = pytest.mark.integration

@@ -3,9 +3,9 @@ from google.protobuf import text_format
 from serving_toys import artifact, engine, spec
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from pipeline.checkpoint import TensorSpec
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
+from pipeline.model_spec import TensorSpec
 from pipeline.serving import repository
 
 

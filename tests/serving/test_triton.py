@@ -12,7 +12,7 @@ from PIL import Image
 from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
 from pipeline.config import Serving
-from pipeline.runners import OnnxRunner
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import load, local_triton, promotion
 from pipeline.serving.client import Client, TritonError, TritonRunner, classify
 from pipeline.serving.rollback import rollback

@@ -70,15 +70,15 @@ def digits_checkpoints(digits_data, tmp_path_factory):
     from torch.nn import functional as F
 
     from pipeline import checkpoint
-    from pipeline.checkpoint import Preprocessing, PruningStep
     from pipeline.data import load_manifest, open_split
+    from pipeline.model_spec import Preprocessing, PruningStep, image_classifier
 
     manifest, train = load_manifest(digits_data), open_split(digits_data, "train")
     images, labels = torch.tensor(train.images()), torch.from_numpy(train.labels)
     made = {}
     for seed, (name, width) in enumerate({"teacher": 12, "student": 8, "pruned": 8}.items()):
         torch.manual_seed(seed)
-        spec = checkpoint.image_classifier(
+        spec = image_classifier(
             "resnet",
             {"width": width, "blocks": [1, 1]},
             manifest.image_shape,

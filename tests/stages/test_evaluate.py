@@ -13,10 +13,12 @@ from torch import nn
 from pipeline import data as prepared
 from pipeline.candidates import Candidate, Candidates, Engines, Parity
 from pipeline.candidates import save as save_candidates
-from pipeline.checkpoint import Preprocessing, image_classifier, save, sha256
+from pipeline.checkpoint import save
 from pipeline.config import Budget, Evaluate, Serving
 from pipeline.errors import BudgetError, ModelError
 from pipeline.evaluation import Served, load_evaluation, load_verdict
+from pipeline.hashing import sha256
+from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.report import plots
 from pipeline.stages import evaluate as stage
 

@@ -12,8 +12,11 @@ from pipeline.candidates import load_candidates
 from pipeline.config import ExportOnnx
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
+from pipeline.hashing import sha256
+from pipeline.model_spec import load_spec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.bf16 import Bf16
-from pipeline.runners import OnnxRunner, TorchRunner
+from pipeline.runners import TorchRunner
 from pipeline.stages import export_onnx as stage
 from pipeline.stages.export_onnx import export_onnx
 
@@ -41,10 +44,10 @@ def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpo
     assert found.labels == tuple("0123456789")
     for candidate in found.candidates:
         file = out / candidate.file
-        assert (candidate.sha256, candidate.size_bytes) == (checkpoint.sha256(file), file.stat().st_size)
+        assert (candidate.sha256, candidate.size_bytes) == (sha256(file), file.stat().st_size)
         spec, network = checkpoint.load(digits_checkpoints[candidate.source])
         assert candidate.macs == macs.macs(network, spec.image_shape)
-        assert checkpoint.load_spec(file.parent) == spec
+        assert load_spec(file.parent) == spec
     kinds = {
         candidate.name: (candidate.precision, candidate.target, candidate.source) for candidate in found.candidates
     }
@@ -78,9 +81,9 @@ def test_metadata_leads_back_to_the_weights_and_the_data(candidates, digits_chec
         model = onnx.load(candidates[0] / candidate.file)
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         weights = digits_checkpoints[candidate.source] / "model.safetensors"
-        assert metadata["weights_sha256"] == checkpoint.sha256(weights)
+        assert metadata["weights_sha256"] == sha256(weights)
         assert (metadata["dataset"], metadata["precision"]) == ("digits", candidate.precision)
-        assert metadata["data_sha256"] == checkpoint.sha256(digits_data / "manifest.json")
+        assert metadata["data_sha256"] == sha256(digits_data / "manifest.json")
         assert json.loads(metadata["labels"]) == list("0123456789")
 
 
@@ -137,7 +140,7 @@ def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoi
     model = onnx.load(quantized[0] / "cpu" / "model.onnx")
     trained, file = tmp_path / "qat", tmp_path / "model.onnx"
     shutil.copytree(digits_checkpoints["student"], trained)
-    onnx_graph.annotate(model, {"trained_sha256": checkpoint.sha256(trained / "model.safetensors")})
+    onnx_graph.annotate(model, {"trained_sha256": sha256(trained / "model.safetensors")})
     onnx.save(model, file)
     pruned = digits_checkpoints["pruned"]
     assert stage._float_source(file, pruned, tmp_path) == trained
@@ -153,7 +156,7 @@ def test_bfloat16_is_compared_although_onnx_runtime_cannot_run_it(digits_checkpo
     onnx_graph.export(*checkpoint.load(pruned), tmp_path / "float.onnx")
     Bf16()(tmp_path / "float.onnx", images, tmp_path / "model.onnx", "tensorrt")
     described = stage._describe("int8_tensorrt", "pruned", tmp_path / "model.onnx", pruned, images)
-    assert described.precision == "bfloat16" and described.sha256 == checkpoint.sha256(tmp_path / "model.onnx")
+    assert described.precision == "bfloat16" and described.sha256 == sha256(tmp_path / "model.onnx")
     assert 1e-3 < described.parity.max_difference < 1.0 and described.parity.changed_predictions <= 5
 
 
@@ -174,11 +177,11 @@ def test_programs_for_phones_stand_beside_the_graphs(
     assert [one.file for one in phones] == ["student/model.pte", "pruned/model.pte"]
     for one in phones:
         file = tmp_path / one.file
-        assert (one.sha256, one.size_bytes) == (checkpoint.sha256(file), file.stat().st_size)
+        assert (one.sha256, one.size_bytes) == (sha256(file), file.stat().st_size)
         assert one.parity.images == 200 and one.parity.max_difference < 1e-4
         assert one.parity.changed_predictions == 0
         assert metrics[f"{one.candidate}_mobile_size_bytes"] == one.size_bytes
-        weights = checkpoint.sha256(digits_checkpoints[one.candidate] / "model.safetensors")
+        weights = sha256(digits_checkpoints[one.candidate] / "model.safetensors")
         assert mobile.MobileRunner(file).metadata()["weights_sha256"] == weights
 
 

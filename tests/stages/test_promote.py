@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serving"))
 from serving_toys import FakeTriton, Registry, images, spec, write_onnx
 
 from pipeline.candidates import Candidate, Candidates, Parity, save
-from pipeline.checkpoint import sha256
 from pipeline.config import Promote, Serving
 from pipeline.errors import ModelError, PromotionError
-from pipeline.runners import OnnxRunner
+from pipeline.hashing import sha256
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.stages.promote import promote
 
 

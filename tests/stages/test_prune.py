@@ -5,6 +5,7 @@ from pipeline import checkpoint
 from pipeline.config import Component, Distributed, Fit, Prune, Train
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
+from pipeline.model_spec import load_spec
 from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train
@@ -68,7 +69,7 @@ def test_a_target_out_of_reach_is_refused(tiny_data, student, tmp_path):
 
 
 def test_the_images_that_a_pruner_looks_at_follow_from_the_seed(tiny_data, student):
-    spec = checkpoint.load_spec(student)
+    spec = load_spec(student)
     (one, labels), (again, _), (other, _) = (next(pruning._batches(spec, tiny_data, seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert one.shape == (64, 1, 8, 8) and one.dtype == torch.float32 and labels.dtype == torch.int64
@@ -126,6 +127,6 @@ def test_a_sweep_limits_what_each_layer_loses(tiny_data, student, tmp_path):
     )
     out, _ = run(config, tiny_data, student, tmp_path)
     assert (out / "sensitivity.json").exists() and (out / "plots" / "sensitivity.png").exists()
-    (step,) = checkpoint.load_spec(out).pruning
+    (step,) = load_spec(out).pruning
     assert step.arguments["layer_ratios"]["stem.0"] == 0.0 and len(step.arguments["layer_ratios"]) > 1
     assert "stem.0" not in step.removed

@@ -13,8 +13,10 @@ from pipeline import checkpoint, cpu, training
 from pipeline.config import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
+from pipeline.hashing import sha256
+from pipeline.model_spec import load_spec
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import Proof
-from pipeline.runners import OnnxRunner
 from pipeline.saturation import WITH_VNNI, Saturation
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
@@ -172,7 +174,7 @@ def test_with_training_the_better_of_the_two_is_kept(trained, digits_data, digit
     simulated = record["training"]["training"]["validation_accuracy"]
     assert told["qat"] == pytest.approx(simulated, abs=0.011), "two of 200 images may fall to the other side of a tie"
     spec, _ = checkpoint.load(out / "qat")
-    assert spec.folded and spec.pruning == checkpoint.load_spec(digits_checkpoints["pruned"]).pruning
+    assert spec.folded and spec.pruning == load_spec(digits_checkpoints["pruned"]).pruning
 
 
 def graphs_after(run, tmp_path, monkeypatch, better):
@@ -197,7 +199,7 @@ def test_what_was_trained_is_written_with_its_ranges(
         assert scale == pytest.approx((high - low) / 255, rel=1e-5)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     trained = tmp_path / "out" / "qat" / "model.safetensors"
-    assert metadata["trained_sha256"] == checkpoint.sha256(trained) and "trained_ranges" not in metadata
+    assert metadata["trained_sha256"] == sha256(trained) and "trained_ranges" not in metadata
     assert "did not help" not in caplog.text
     (tmp_path / "candidates").mkdir()
     export_onnx(

@@ -10,10 +10,10 @@ from serving_toys import LABELS, images, write_onnx
 from test_promote import write_candidates
 
 from pipeline import data
-from pipeline.checkpoint import sha256
 from pipeline.config import Serving, VerifyServed
 from pipeline.errors import PromotionError
-from pipeline.runners import OnnxRunner
+from pipeline.hashing import sha256
+from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving.client import Answer
 from pipeline.stages.verify_served import verify_served
 
