@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ import stack_environment
 from rich.console import Console
 
 from pipeline import demo, evidence, places, stack
+from pipeline.airflow_client import AirflowClient
 from pipeline.config import ROOT
+from pipeline.doctor import browser
 
 EPOCHS = 16
 """Epochs of the teacher in every run here: the same settings, so that all runs but the first reuse what that one made."""
@@ -33,6 +34,11 @@ class Ended:
     said: str
     found: dict[str, Any]
     """What `evidence.gather` knows of it."""
+
+    @property
+    def run_id(self) -> str:
+        """Airflow's name of it."""
+        return self.found["pipeline"]
 
 
 @pytest.fixture(scope="package")
@@ -57,6 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         now = {name: (before.get(name), os.environ.get(name)) for name in {*before, *os.environ}}
         stack_environment.CHANGED.update({name: values for name, values in now.items() if values[0] != values[1]})
         yield directory
+    stack_environment.CHANGED.clear()
 
 
 @pytest.fixture(scope="package")
@@ -72,18 +79,31 @@ def running_stack(home: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def killed_once(running_stack: None) -> Ended:
+def started(running_stack: None, screenshots: Path) -> str:
+    """The id of the first run, which a person has started with the form; without a browser, the REST API has."""
+    airflow, chromium = AirflowClient(), browser()
+    demo._wait_for_dag(airflow)
+    if chromium is None:
+        airflow.trigger(demo.DAG, "first", {"recipe": "digits", "train.fit.epochs": EPOCHS})
+        return "first"
+    import form
+
+    with form.page(chromium) as page:
+        form.log_in(page)
+        return form.trigger(page, EPOCHS, screenshots / "airflow_form.png")
+
+
+@pytest.fixture(scope="package")
+def killed_once(started: str) -> Ended:
     """The first run: one of the teacher's two training processes was killed with SIGKILL after its first checkpoint."""
-    ended: list[Ended] = []
-    thread = threading.Thread(target=lambda: ended.append(run_dag()))
-    thread.start()
-    deadline = time.monotonic() + 240
+    airflow, deadline = AirflowClient(), time.monotonic() + 400
     while not list(places.home().glob("work/*/scratch/**/snapshot*.safetensors")):
-        assert time.monotonic() < deadline and thread.is_alive(), "no checkpoint was written"
+        assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.1)
     os.kill(trainers()[0].pid, signal.SIGKILL)
-    thread.join()
-    return ended[0]
+    while (state := airflow.get(f"dags/{demo.DAG}/dagRuns/{started}")["state"]) == "running":
+        time.sleep(1)
+    return Ended(0 if state == "success" else 1, state, evidence.gather(started))
 
 
 def run_dag() -> Ended:
@@ -109,18 +129,16 @@ def trainers() -> list[psutil.Process]:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of a browser, or a skipped test with the reason."""
-    from pipeline.doctor import browser
-
     path = browser()
     if path is None:
         pytest.skip("there is no chromium on this machine; `make browser` installs it where it can")
     return path
 
 
-@pytest.fixture
-def screenshots(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where pictures go; FLYWEIGHT_SCREENSHOTS names a directory that keeps them."""
-    directory = Path(os.environ.get("FLYWEIGHT_SCREENSHOTS", tmp_path))
+    directory = Path(os.environ.get("FLYWEIGHT_SCREENSHOTS", tmp_path_factory.mktemp("screenshots")))
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
