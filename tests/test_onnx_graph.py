@@ -16,6 +16,8 @@ from pipeline.errors import ModelError
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 
+pytestmark = pytest.mark.integration  # each test exports a graph
+
 
 @pytest.fixture(scope="module")
 def spec():

@@ -19,6 +19,8 @@ from process_state import has_ended
 
 from pipeline import processes
 
+pytestmark = pytest.mark.integration  # real processes that are started, waited for and killed
+
 SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(100)"]
 DAEMON = """
 import subprocess, sys, time

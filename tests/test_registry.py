@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "serving"))
 from pipeline import places
 from pipeline.errors import PromotionError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration  # a real store of MLflow
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from process_state import has_ended
 
 from pipeline import supervise
 
+pytestmark = pytest.mark.integration  # real processes that are started, waited for and killed
+
 # A command with a child in a session of its own, as torchrun's workers are. It writes both process ids.
 FAMILY = """
 import os, subprocess, sys, time

@@ -291,6 +291,7 @@ def decided(chance, config, failing=0.0, other=0.0, slow=0.0, most=3000):
     return judge.verdict()
 
 
+@pytest.mark.integration  # thousands of trials
 @pytest.mark.parametrize("bad", [{"failing": 0.05}, {"other": 0.1}, {"slow": 0.5}])
 def test_one_that_is_at_a_limit_passes_hardly_ever(bad):
     config = Promote(live_alpha=0.05, max_error_rate=0.05, live_max_other=0.1, live_requests=50)
@@ -299,6 +300,7 @@ def test_one_that_is_at_a_limit_passes_hardly_ever(bad):
     assert passed / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
 
+@pytest.mark.integration  # thousands of trials
 def test_one_that_keeps_all_limits_is_hardly_ever_withdrawn_for_breaking_one():
     config = Promote(live_alpha=0.05, max_error_rate=0.05, live_max_other=0.1, live_requests=10**6)
     chance, runs = np.random.default_rng(18), 40

@@ -16,6 +16,8 @@ from pipeline.datasets import divide
 from pipeline.datasets.digits import Digits
 from pipeline.errors import DataError
 
+pytestmark = pytest.mark.integration  # the whole stage, with Great Expectations
+
 LIMITS = config.Expectations(min_images=50)
 
 
