@@ -142,12 +142,14 @@ def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, mo
         "    promotion.promote(settings, what, golden(what), registry, {'verdict': 'PROMOTE'}, client, config)\n"
     )
     # Nothing may end it before it is killed, slow answers on a busy machine neither.
-    config = TRY.model_copy(update={"live_requests": 10**6, "live_timeout_ms": 20_000.0}).model_dump_json()
+    patient = {"live_requests": 10**6, "live_timeout_ms": 20_000.0, "live_s": 600.0}
+    config = TRY.model_copy(update=patient).model_dump_json()
     arguments = [sys.executable, "-c", command, str(here), str(here.parents[1]), str(tmp_path), config, model]
     with Clients(model, [one.onnx, artifact(tmp_path, 2.0).onnx], count=3) as clients:
         promoter = os.spawnve(os.P_NOWAIT, sys.executable, arguments, os.environ)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not tried(client, model):
+            assert os.waitpid(promoter, os.WNOHANG) == (0, 0), "the promoter has ended by itself"
             assert time.monotonic() < deadline
             time.sleep(0.05)
         os.kill(promoter, signal.SIGKILL)
