@@ -291,10 +291,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="of the surge")
     parser.add_argument("--limit", type=int, default=64, help="serving.max_queue_size")
     parser.add_argument("--instances", type=int, default=Serving().instances, help="serving.instances")
+    parser.add_argument("--batch", type=int, default=Serving().max_batch_size, help="serving.max_batch_size")
     parser.add_argument("--name", help="of the files that are written; by default overload_CPU_MONTH")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where they are written")
     chosen = parser.parse_args(arguments)
-    serving = Serving(instances=chosen.instances, max_queue_size=chosen.limit)
+    serving = Serving(instances=chosen.instances, max_batch_size=chosen.batch, max_queue_size=chosen.limit)
     with tempfile.TemporaryDirectory(prefix="flyweight-champion-") as scratch:
         artifact = one_in_one_out((chosen.model or champion(Path(scratch))).resolve())
         command = [Path(one).name if "/" in one else one for one in arguments]
