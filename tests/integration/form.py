@@ -26,6 +26,7 @@ MLFLOW_AS_FOR_TRAINING = """
 localStorage.setItem("mlflow.workflowType_v1", '"machine_learning"');
 localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
 """
+expect.set_options(timeout=60_000)
 
 
 @contextlib.contextmanager

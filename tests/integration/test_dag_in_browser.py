@@ -16,7 +16,6 @@ from pipeline.airflow_client import AirflowClient
 from pipeline.graph import STAGES
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
-expect.set_options(timeout=60_000)
 
 
 @pytest.fixture
