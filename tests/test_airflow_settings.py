@@ -16,7 +16,7 @@ def test_nothing_listens_beyond_loopback():
 
 def test_every_path_is_absolute_and_under_the_home():
     environment = airflow_environment(Path("/home/x"), 8123)
-    assert environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == "sqlite:////home/x/airflow.db?timeout=60"
+    assert environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == "sqlite:////home/x/airflow.db"
     assert environment["AIRFLOW__LOGGING__BASE_LOG_FOLDER"] == "/home/x/logs"
     assert Path(environment["AIRFLOW__CORE__DAGS_FOLDER"], "make_proxy.py").is_file()
 
