@@ -9,7 +9,7 @@ One run on one machine, the same model file, the same ONNX Runtime, the same cli
 - `onnxruntime`: the session in a process of its own, no server: the limit.
 - `triton`: the local Triton with Flyweight's model.py, over gRPC. `triton-http`: the same server, over HTTP/1.1.
 - `identity`: the same Triton and config with peers/identity.py in the place of model.py, which computes nothing: the
-  ceiling of the Python backend.
+  ceiling of the Python backend. `bare`: likewise with peers/bare.py, which runs the network and takes no care.
 - `fastapi`, `bentoml`, `mlserver`, `mlserver-batching`: the peers, as many workers as cores, bodies of raw bytes.
 - `teacher`: the teacher in a Triton like the proxy's.
 
@@ -62,6 +62,7 @@ KEYS = (
     "onnxruntime",
     "triton",
     "identity",
+    "bare",
     "triton-http",
     "fastapi",
     "bentoml",
@@ -70,7 +71,7 @@ KEYS = (
     "teacher",
 )
 WINDOWS = load.WINDOWS
-TRITON, IDENTITY, TEACHER = "triton", "identity", "teacher"
+TRITON, IDENTITY, BARE, TEACHER = "triton", "identity", "bare", "teacher"
 
 
 @dataclass(frozen=True)
@@ -212,11 +213,12 @@ def contenders(
         if "onnxruntime" in wanted:
             found.append(Contender("onnxruntime", None, None, levels))
         add(TRITON, lambda: servers.triton(TRITON, home, {MODEL: (artifact, serving)}), grpc(artifact))
-        add(
-            IDENTITY,
-            lambda: servers.triton(IDENTITY, home, {MODEL: (artifact, serving)}, servers.PEERS / "identity.py"),
-            grpc(artifact),
-        )
+        for instead in (IDENTITY, BARE):
+            add(
+                instead,
+                lambda instead=instead: servers.triton(instead, home, {MODEL: (artifact, serving)}, instead),  # type: ignore[misc]
+                grpc(artifact),
+            )
         first = next((one.server for one in found if one.key == TRITON), None)
         if first and "triton-http" in wanted:
             found.append(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 _TYPES = {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_FP64": np.float64, "TYPE_INT64": np.int64}
 _rename = ctypes.pythonapi.PyCapsule_SetName
@@ -48,10 +49,20 @@ class TritonPythonModel:
         """Answer every request of a batch with as many rows as it has."""
         responses, start = [], 0
         for request in requests:
-            taken = np.from_dlpack(_Capsule(request.inputs()[0].to_dlpack()))  # type: ignore[arg-type]
-            capsule = self.zeros[start : start + len(taken)].__dlpack__()
-            tensor = pb_utils.Tensor.from_dlpack(self.name, capsule)
-            _rename(capsule, _CONSUMED)  # else NumPy prints a traceback when it lets go of it
-            responses.append(pb_utils.InferenceResponse([tensor]))
-            start += len(taken)
+            rows = len(taken(request))
+            responses.append(given(self.name, self.zeros[start : start + rows]))
+            start += rows
         return responses
+
+
+def taken(request: Any) -> NDArray:
+    """Return the request's input as a view."""
+    return np.from_dlpack(_Capsule(request.inputs()[0].to_dlpack()))  # type: ignore[arg-type]
+
+
+def given(name: str, rows: NDArray) -> Any:
+    """Return the response with `rows`."""
+    capsule = rows.__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    _rename(capsule, _CONSUMED)  # else NumPy prints a traceback when it lets go of it
+    return pb_utils.InferenceResponse([tensor])

@@ -122,20 +122,20 @@ class Server:
         return family
 
 
-def triton(
-    name: str, home: Path, models: Mapping[str, tuple[Artifact, Serving]], model_py: Path | None = None
-) -> Server:
+def triton(name: str, home: Path, models: Mapping[str, tuple[Artifact, Serving]], instead: str = "") -> Server:
     """Start a Triton of its own below `home` that serves `models` (name -> what and how).
 
-    `model_py` takes the place of Flyweight's model.py, with the same config.
+    The file of `instead`, "identity" or "bare", takes the place of Flyweight's model.py, with the same config.
     """
     root = home / name
     repository = root / "triton_repo"
     repository.mkdir(parents=True)
     for model, (artifact, serving) in models.items():
         files.write_model(repository / model, artifact, serving, version=1)
-        if model_py:
-            (repository / model / "1" / "model.py").write_bytes(model_py.read_bytes())
+        if instead:
+            version = repository / model / "1"
+            (version / "model.py").write_bytes((PEERS / f"{instead}.py").read_bytes())
+            (version / "identity.py").write_bytes((PEERS / "identity.py").read_bytes())  # for what imports it
     ports = {"grpc": free_port(), "http": free_port(), "metrics": free_port()}
     line, environment = local_triton.command(
         repository, grpc_port=ports["grpc"], http_port=ports["http"], metrics_port=ports["metrics"]

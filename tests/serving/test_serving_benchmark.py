@@ -118,6 +118,7 @@ def measured(*rounds: tuple[float, float]) -> list[dict[str, float]]:
 RESULTS = {
     "triton": {"16": measured((960, 5), (1920, 5), (480, 5)), "64": measured((1000, 20))},
     "identity": {"16": measured((1000, 4), (2000, 4), (500, 4)), "64": measured((1100, 18))},
+    "bare": {"16": measured((970, 5), (1900, 5), (500, 5)), "64": measured((1090, 19))},
     "fastapi": {"16": measured((900, 6), (1800, 6), (450, 6)), "64": measured((900, 19))},
     "bentoml": {"16": measured((100, 1), (100, 1), (100, 1)), "64": measured((100, 1))},
     "teacher": {"64": measured((50, 900))},
@@ -129,6 +130,9 @@ def test_targets_are_ratios_within_a_round():
     ceiling = found["16 in flight: at least 95% of the identity's throughput"]
     assert ceiling.reached and ceiling.found.startswith("96.0% (0.96 to 0.96 in 3 rounds)")
     assert not found["64 in flight: at least 95% of the identity's throughput"].reached
+    care = found["16 in flight: at least 95% of a bare `session.run`'s throughput"]
+    assert care.reached and care.found.startswith("99.0% (0.96 to 1.01 in 3 rounds)")
+    assert not found["64 in flight: at least 95% of a bare `session.run`'s throughput"].reached
     ahead = found["16 in flight: more throughput than the best peer (fastapi), p99 no worse"]
     assert ahead.reached and ahead.found.startswith("throughput 1.07 x")
     slower = found["64 in flight: more throughput than the best peer (fastapi), p99 no worse"]
@@ -221,15 +225,15 @@ def run(script: str, directory: Path, server, *arguments: str) -> dict:
 @pytest.mark.integration
 @pytest.mark.benchmark
 def test_the_server_its_ceiling_and_the_limit_are_measured_in_turns(triton_server, tmp_path):
-    wanted = ["onnxruntime", "triton", "identity", "triton-http"]
+    wanted = ["onnxruntime", "triton", "identity", "bare", "triton-http"]
     short = ["--rounds", "2", "--seconds", "0.3", "--concurrency", "1", "16"]
     found = run("serving.py", tmp_path, triton_server, "--only", ",".join(wanted), *short)
     assert list(found["results"]) == wanted
     for levels in found["results"].values():
         assert {level: len(rounds) for level, rounds in levels.items()} == {"1": 2, "16": 2}
         assert all(one["throughput"] > 0 and one["failures"] == 0 for rounds in levels.values() for one in rounds)
-    assert found["largest_difference"] == {"triton": 0.0, "identity": 0.0, "triton-http": 0.0}
-    assert [one["target"][:12] for one in found["targets"]] == ["1 in flight:", "16 in flight"]
+    assert found["largest_difference"] == {"triton": 0.0, "identity": 0.0, "bare": 0.0, "triton-http": 0.0}
+    assert [one["target"][:12] for one in found["targets"]] == ["1 in flight:", "16 in flight"] * 2
     assert found["missing"] == {}
 
 
