@@ -33,14 +33,22 @@ class AirflowClient:
             raise
 
     def trigger(self, dag: str, run_id: str, conf: Mapping[str, Any]) -> dict[str, Any]:
-        """Start a run of `dag` now. Raises `FlyweightError` with Airflow's own words where it refuses `conf`."""
-        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
+        """Start a run of `dag` now. Raises `FlyweightError` with Airflow's own words where it refuses `conf`.
+
+        An internal error is met with a second try: on a full machine Airflow gives up waiting for SQLite after 5 seconds.
+        """
+        runs, body = f"/api/v2/dags/{dag}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
         try:
-            return self._call("POST", f"/api/v2/dags/{dag}/dagRuns", body)
+            return self._call("POST", runs, body)
         except urllib.error.HTTPError as error:
-            if error.code in {400, 409, 422}:
-                raise FlyweightError(f"Airflow refuses to start a run of {dag}: {_detail(error)}") from error
-            raise
+            if error.code < 500:
+                raise _refusal(dag, error) from None
+        try:
+            return self._call("POST", runs, body)
+        except urllib.error.HTTPError as error:
+            if error.code == 409:  # the first try had started it after all
+                return self._call("GET", f"{runs}/{run_id}")
+            raise _refusal(dag, error) from None
 
     def ensure_pool(self, name: str, slots: int, description: str) -> None:
         """Make the pool `name`, or do nothing where there is one."""
@@ -81,6 +89,13 @@ class AirflowClient:
             raise ConnectionError(
                 f"Airflow does not answer at {self._url}: {error}. Start it with `flyweight up`"
             ) from error
+
+
+def _refusal(dag: str, error: urllib.error.HTTPError) -> Exception:
+    """What to raise for `error`: the user's error in Airflow's words, or what is nobody's."""
+    if error.code in {400, 409, 422}:
+        return FlyweightError(f"Airflow refuses to start a run of {dag}: {_detail(error)}")
+    return error
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

@@ -20,7 +20,7 @@ from pipeline.errors import FlyweightError
 class Answers(http.server.BaseHTTPRequestHandler):
     """Gives what `script` holds for a method and a path; remembers what it was asked."""
 
-    script: dict[tuple[str, str], tuple[int, Any]]
+    script: dict[tuple[str, str], tuple[int, Any] | list[tuple[int, Any]]]
     asked: list[tuple[str, str, Any]]
     good_token: str
 
@@ -34,7 +34,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
         elif self.headers.get("Authorization") != f"Bearer {self.good_token}":
             status, answer = 401, {"detail": "expired"}
         else:
-            status, answer = self.script.get((self.command, path), (404, {"detail": "no such thing"}))
+            answers = self.script.get((self.command, path), (404, {"detail": "no such thing"}))
+            status, answer = answers.pop(0) if isinstance(answers, list) else answers
         self.send_response(status)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
@@ -93,6 +94,28 @@ def test_a_refused_run_is_the_users_error_in_airflows_words(server: type[Answers
         FlyweightError, match=r"Airflow refuses to start a run of make_proxy: Invalid input for param recipe"
     ):
         AirflowClient().trigger("make_proxy", "demo-1", {"recipe": 3})
+
+
+RUNS = "/api/v2/dags/make_proxy/dagRuns"
+BROKEN = 500, {"detail": "database is locked"}
+
+
+def test_an_internal_error_is_met_with_a_second_try(server: type[Answers]) -> None:
+    server.script["POST", RUNS] = [BROKEN, (200, {"state": "queued"})]
+    assert AirflowClient().trigger("make_proxy", "demo-1", {}) == {"state": "queued"}
+
+
+def test_a_run_that_the_broken_try_had_started_is_not_started_twice(server: type[Answers]) -> None:
+    server.script["POST", RUNS] = [BROKEN, (409, {"detail": "already exists"})]
+    server.script["GET", f"{RUNS}/demo-1"] = 200, {"state": "running"}
+    assert AirflowClient().trigger("make_proxy", "demo-1", {}) == {"state": "running"}
+
+
+def test_a_second_internal_error_is_raised(server: type[Answers]) -> None:
+    server.script["POST", RUNS] = BROKEN
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        AirflowClient().trigger("make_proxy", "demo-1", {})
+    assert [method for method, path, _ in server.asked if path == RUNS] == ["POST", "POST"]
 
 
 def test_a_pool_that_is_there_already_is_left_alone(server: type[Answers]) -> None:
