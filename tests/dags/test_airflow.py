@@ -67,8 +67,7 @@ class Run:
 
     def __init__(self, client: AirflowClient, name: str, approval: bool = False, **stand_in: str) -> None:
         self.client, self.path = client, f"dags/stand_in/dagRuns/{name}"
-        conf = {"recipe": "digits", "stand_in": stand_in, "promote.approval": approval}
-        client.trigger("stand_in", name, conf)
+        client.trigger("stand_in", name, {"recipe": "digits", "stand_in": stand_in, "promote.approval": approval})
 
     def ended(self) -> tuple[str, dict[str, str]]:
         """Wait for the end; return the run's state and each task's."""
