@@ -1,7 +1,6 @@
 """A canary and a shadow on the real Triton: nobody's request fails, whatever the candidate does and whoever dies."""
 
-import os
-import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -145,15 +144,17 @@ def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, mo
     patient = {"live_requests": 10**6, "live_timeout_ms": 20_000.0, "live_s": 600.0}
     config = TRY.model_copy(update=patient).model_dump_json()
     arguments = [sys.executable, "-c", command, str(here), str(here.parents[1]), str(tmp_path), config, model]
-    with Clients(model, [one.onnx, artifact(tmp_path, 2.0).onnx], count=3) as clients:
-        promoter = os.spawnve(os.P_NOWAIT, sys.executable, arguments, os.environ)
+    said = tmp_path / "promoter.log"
+    with Clients(model, [one.onnx, artifact(tmp_path, 2.0).onnx], count=3) as clients, said.open("wb") as log:
+        # Not os.spawn*, which forks: threads of gRPC are at work here, and what they hold locked would stay so in the child.
+        promoter = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 200
         while not tried(client, model):
-            assert os.waitpid(promoter, os.WNOHANG) == (0, 0), "the promoter has ended by itself"
-            assert time.monotonic() < deadline
+            assert promoter.poll() is None, f"the promoter has ended by itself: {said.read_text()}"
+            assert time.monotonic() < deadline, f"{len(clients.versions)} answers, {client.index()}, {said.read_text()}"
             time.sleep(0.05)
-        os.kill(promoter, signal.SIGKILL)
-        os.waitpid(promoter, 0)
+        promoter.kill()
+        promoter.wait()
         assert socket_path(model).exists()
         time.sleep(0.5)
         alone = len(clients.versions)
