@@ -1,4 +1,8 @@
-"""Talk to Airflow's REST interface (v2) with nothing but the standard library."""
+"""Talk to Airflow's REST interface (v2) with nothing but the standard library.
+
+On a full machine Airflow gives up waiting for SQLite after 5 seconds and answers with an internal error. What changes nothing is
+asked a second time then; what changes something leaves it to the caller, who knows what a first try may have done.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +37,7 @@ class AirflowClient:
             raise
 
     def trigger(self, dag: str, run_id: str, conf: Mapping[str, Any]) -> dict[str, Any]:
-        """Start a run of `dag` now. Raises `FlyweightError` with Airflow's own words where it refuses `conf`.
-
-        An internal error is met with a second try: on a full machine Airflow gives up waiting for SQLite after 5 seconds.
-        """
+        """Start a run of `dag` now, never twice. Raises `FlyweightError` with Airflow's own words where it refuses `conf`."""
         runs, body = f"/api/v2/dags/{dag}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
         try:
             return self._call("POST", runs, body)
@@ -64,9 +65,10 @@ class AirflowClient:
         try:
             return self._send(method, path, body)
         except urllib.error.HTTPError as error:
-            if error.code != 401:
+            if error.code == 401:  # a token lives for a day, and a training may take longer
+                self._login()
+            elif error.code < 500 or method != "GET":
                 raise
-        self._login()  # a token lives for a day, and a training may take longer
         return self._send(method, path, body)
 
     def _login(self) -> None:

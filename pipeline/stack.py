@@ -245,8 +245,13 @@ def _airflow_trouble() -> str:
     if ill:
         return f"not healthy: {', '.join(ill)}"
     client = AirflowClient()
-    for pool, (slots, description) in POOLS.items():
-        client.ensure_pool(pool, slots, description)
+    try:
+        for pool, (slots, description) in POOLS.items():
+            client.ensure_pool(pool, slots, description)
+    except (
+        OSError
+    ) as error:  # an internal error too: while it starts, its database may be busy for longer than it waits
+        return f"{places.airflow()} makes no pools ({error})"
     return ""
 
 

@@ -15,6 +15,10 @@ import pytest
 from pipeline.airflow_client import AirflowClient
 from pipeline.airflow_settings import airflow_password
 from pipeline.errors import FlyweightError
+from pipeline.stack import POOLS, _airflow_trouble
+
+HEALTH = "/api/v2/monitor/health"  # which anybody may ask
+BUSY = 500, {"detail": "database is locked"}
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -31,7 +35,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
         self.asked.append((self.command, path, body))
         if path == "/auth/token":
             status, answer = 201, {"access_token": self.good_token}
-        elif self.headers.get("Authorization") != f"Bearer {self.good_token}":
+        elif path != HEALTH and self.headers.get("Authorization") != f"Bearer {self.good_token}":
             status, answer = 401, {"detail": "expired"}
         else:
             answers = self.script.get((self.command, path), (404, {"detail": "no such thing"}))
@@ -80,6 +84,25 @@ def test_what_is_not_there_is_none_and_other_errors_are_raised(server: type[Answ
     assert client.get("dags/nothing") is None
     with pytest.raises(urllib.error.HTTPError):
         client.get("broken")
+    assert [path for _, path, _ in server.asked].count("/api/v2/broken") == 2
+
+
+def test_an_internal_error_is_asked_again_where_that_changes_nothing(server: type[Answers]) -> None:
+    server.script["GET", "/api/v2/dags"] = [BUSY, (200, {"dags": []})]
+    server.script["POST", "/api/v2/pools"] = [BUSY, (201, {"name": "training"})]
+    client = AirflowClient()
+    assert client.get("dags") == {"dags": []}
+    with pytest.raises(urllib.error.HTTPError):
+        client.ensure_pool("training", 1, "one at a time")
+
+
+def test_an_airflow_that_cannot_make_its_pools_yet_is_not_healthy(server: type[Answers]) -> None:
+    parts = ("metadatabase", "scheduler", "dag_processor")
+    server.script["GET", HEALTH] = 200, {part: {"status": "healthy"} for part in parts}
+    server.script["POST", "/api/v2/pools"] = [BUSY, *[(201, {})] * len(POOLS)]
+    assert "makes no pools (HTTP Error 500" in _airflow_trouble()
+    assert _airflow_trouble() == ""
+    assert server.script["POST", "/api/v2/pools"] == []
 
 
 def test_a_run_is_triggered_now_with_its_settings(server: type[Answers]) -> None:
