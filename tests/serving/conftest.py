@@ -49,8 +49,9 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory):
     home = tmp_path_factory.mktemp("triton")
     (home / "triton_repo").mkdir()
     (home / "home").mkdir()
-    installed = Path(os.environ.get("FLYWEIGHT_HOME", ROOT / ".flyweight")) / "triton"
-    if installed.is_dir():
+    shared = os.environ.get("FLYWEIGHT_TRITON_HOME")  # by whoever ran before these tests, and gone when they go on
+    installed = Path(shared or Path(os.environ.get("FLYWEIGHT_HOME", ROOT / ".flyweight")) / "triton")
+    if shared or installed.is_dir():
         (home / "home" / "triton").symlink_to(installed)
     server = Server(home)
     with pytest.MonkeyPatch.context() as patch:
