@@ -41,6 +41,8 @@ SCRIPTS = (
     "grpc_explicit_int_content_client.py",
     "reuse_infer_objects_client.py",
 )
+OPTIONS = {"reuse_infer_objects_client.py": ("-i", "grpc")}
+"""What a script must be told beside the address: this one speaks HTTP unless told otherwise."""
 
 
 def main() -> None:
@@ -62,7 +64,8 @@ def main() -> None:
             elif not script.is_file():
                 print(f"{'absent':8} {name}")
                 continue
-            done = subprocess.run([sys.executable, script, "-u", url], capture_output=True, text=True, check=False)
+            line = [sys.executable, str(script), "-u", url, *OPTIONS.get(name, ())]
+            done = subprocess.run(line, capture_output=True, text=True, check=False)
             failed += done.returncode != 0
             last = (done.stdout + done.stderr).strip().splitlines()[-1:] or [""]
             print(f"{'passed' if done.returncode == 0 else 'FAILED':8} {name}  {last[0]}", flush=True)

@@ -117,6 +117,7 @@ def measured(*rounds: tuple[float, float]) -> list[dict[str, float]]:
 
 RESULTS = {
     "triton": {"16": measured((960, 5), (1920, 5), (480, 5)), "64": measured((1000, 20))},
+    "triton-http": {"16": measured((990, 5), (1980, 5), (440, 5))},
     "identity": {"16": measured((1000, 4), (2000, 4), (500, 4)), "64": measured((1100, 18))},
     "bare": {"16": measured((970, 5), (1900, 5), (500, 5)), "64": measured((1090, 19))},
     "fastapi": {"16": measured((900, 6), (1800, 6), (450, 6)), "64": measured((900, 19))},
@@ -133,9 +134,11 @@ def test_targets_are_ratios_within_a_round():
     care = found["16 in flight: at least 95% of a bare `session.run`'s throughput"]
     assert care.reached and care.found.startswith("99.0% (0.96 to 1.01 in 3 rounds)")
     assert not found["64 in flight: at least 95% of a bare `session.run`'s throughput"].reached
-    ahead = found["16 in flight: more throughput than the best peer (fastapi), p99 no worse"]
+    ahead = found["16 in flight, by gRPC to its HTTP/1.1: more throughput than the best peer (fastapi), p99 no worse"]
     assert ahead.reached and ahead.found.startswith("throughput 1.07 x")
-    slower = found["64 in flight: more throughput than the best peer (fastapi), p99 no worse"]
+    alike = found["16 in flight, by the same client: more throughput than the best peer (fastapi), p99 no worse"]
+    assert alike.reached and alike.found.startswith("throughput 1.10 x")
+    slower = found["64 in flight, by gRPC to its HTTP/1.1: more throughput than the best peer (fastapi), p99 no worse"]
     assert not slower.reached and "p99 1.05 x" in slower.found
     teacher = next(one for target, one in found.items() if "teacher" in target)
     assert teacher.reached and teacher.found.startswith("20.0 x")
