@@ -4,9 +4,10 @@
     python benchmarks/nvidia_examples.py
 
 It writes the model (two INT32 inputs of 16, their sum and their difference), promotes it with `flyweight promote --onnx`,
-fetches the examples of a pinned commit and runs each as it is: it passes if it ends with 0. Those that load and unload
-models are left out, as model control takes a key that they do not send. ``--examples DIRECTORY`` takes the scripts from
-there; ``--url`` asks another server, at which `simple` is served already.
+fetches the examples of a pinned commit and runs each as it is, in an environment that has NVIDIA's client and nothing of
+ours: it passes if it ends with 0. Those that load and unload models are left out, as model control takes a key that they
+do not send. ``--examples DIRECTORY`` takes the scripts from there; ``--url`` asks another server, at which `simple` is
+served already.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
+from peers.environments import environment
 
 from pipeline import places
 
@@ -56,7 +58,7 @@ def main() -> None:
             model = write_model(Path(folder) / "simple.onnx")
             promote = ["promote", "--onnx", str(model), "--name", "simple"]
             subprocess.run([sys.executable, "-m", "pipeline", *promote], check=True)
-        url, failed = given.url or places.triton_grpc(), 0
+        url, python, failed = given.url or places.triton_grpc(), environment("nvidia") / "bin" / "python", 0
         for name in SCRIPTS:
             script = (given.examples or Path(folder)) / name
             if given.examples is None:
@@ -64,7 +66,7 @@ def main() -> None:
             elif not script.is_file():
                 print(f"{'absent':8} {name}")
                 continue
-            line = [sys.executable, str(script), "-u", url, *OPTIONS.get(name, ())]
+            line = [str(python), str(script), "-u", url, *OPTIONS.get(name, ())]
             done = subprocess.run(line, capture_output=True, text=True, check=False)
             failed += done.returncode != 0
             last = (done.stdout + done.stderr).strip().splitlines()[-1:] or [""]

@@ -1,4 +1,4 @@
-"""A virtual environment for each peer, made once from pinned versions and kept in Flyweight's cache."""
+"""A virtual environment for each peer, and for NVIDIA's examples, made once from pinned versions and kept in Flyweight's cache."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ REQUIREMENTS = {
     "fastapi": ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0", ONNX_RUNTIME),
     "bentoml": ("bentoml==1.4.39", ONNX_RUNTIME),
     "mlserver": ("mlserver==1.7.1", "uvloop==0.21.0", ONNX_RUNTIME),  # its workers do not start on a newer uvloop
+    "nvidia": ("tritonclient[grpc,http]==2.73.0",),
 }
 """The same ONNX Runtime as Flyweight's. What these need in turn is whatever the resolver finds; `installed` says what."""
 
