@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import struct
@@ -31,7 +32,7 @@ class Wire:
     requests: Sequence[bytes]
     """One a row: whole HTTP requests, or serialised gRPC messages."""
     ask: Callable[[int], bytes]
-    """Sends one of them, on a connection of its own, and returns the bytes of the row's answer."""
+    """Sends one of them and returns the bytes of the row's answer."""
 
 
 def grpc_numbers(address: str, model: str, spec: ModelSpec, rows: NDArray) -> Wire:
@@ -81,10 +82,17 @@ def http_triton(address: str, model: str, spec: ModelSpec, rows: NDArray) -> Wir
 
 
 def _grpc(address: str, message: bytes) -> bytes:
-    with grpc.insecure_channel(address) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answer = stub.ModelInfer(service_pb2.ModelInferRequest.FromString(message), timeout=_SECONDS)
+    answer = _stub(address).ModelInfer(service_pb2.ModelInferRequest.FromString(message), timeout=_SECONDS)
     return bytes(answer.raw_output_contents[0])
+
+
+@functools.cache
+def _stub(address: str) -> service_pb2_grpc.GRPCInferenceServiceStub:
+    """One connection that stays: Triton up to 24.12 can crash when a client goes away at the moment it is answered
+    (https://github.com/triton-inference-server/server/issues/8034).
+    """
+    soon = [(f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max")]  # it is asked while it starts
+    return service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(address, soon))
 
 
 def _http(address: str, request: bytes) -> bytes:
