@@ -91,7 +91,8 @@ def _stub(address: str) -> service_pb2_grpc.GRPCInferenceServiceStub:
     """One connection that stays: Triton up to 24.12 can crash when a client goes away at the moment it is answered
     (https://github.com/triton-inference-server/server/issues/8034).
     """
-    soon = [(f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max")]  # it is asked while it starts
+    # It is asked while it starts.
+    soon = [(f"grpc.{which}_reconnect_backoff_ms", 200) for which in ("initial", "min", "max")]
     return service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(address, soon))
 
 
