@@ -56,7 +56,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Ans
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         monkeypatch.setenv("FLYWEIGHT_AIRFLOW_PORT", str(running.server_address[1]))
         monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path))
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield handler
         running.shutdown()
 
