@@ -76,7 +76,8 @@ class Loop:
         due: dict[int, int] = {}
         parts: dict[int, bytes] = {}
         for number in self._sockets:
-            self._send(number, due)
+            due[number] = time.perf_counter_ns()
+            self._send(number)
         boundary, at, end = start, -1, start + windows * window
         busy = time.process_time()
         while due:
@@ -108,13 +109,13 @@ class Loop:
                 else:
                     self.failures[due_in][f"HTTP {data[9:12].decode()}"] += 1
                     self.refused[due_in].record(now - sent)
-                if now < end:
-                    self._send(number, due)
+                if now < end:  # due is what was looked at: by the time that it is sent the end may have come
+                    due[number] = now
+                    self._send(number)
         for late in range(at, windows):  # nothing was under way when these ended
             _print({"window": late, "answered": self.answered[late], "waited": self.waited[late]})
 
-    def _send(self, number: int, due: dict[int, int]) -> None:
-        due[number] = time.perf_counter_ns()
+    def _send(self, number: int) -> None:
         self._sockets[number].sendall(self._requests[self._next])
         self._next = (self._next + 1) % len(self._requests)
 

@@ -173,15 +173,20 @@ class FakeTriton:
             raise TritonError("Triton is away", "UNAVAILABLE")
         return json.loads(self.state.read_text()) if self.state.exists() else {}
 
+    def _keep(self, loaded: dict[str, dict[str, str]]) -> None:
+        """Threads that read meanwhile see the file as it was or as it is."""
+        new = self.state.with_suffix(f".{threading.get_ident()}")
+        new.write_text(json.dumps(loaded))
+        new.replace(self.state)
+
     def die(self) -> None:
-        """As kill -9: nothing is loaded any more."""
+        """As kill -9: nobody is answered any more."""
         self.dead = True
-        self.state.unlink(missing_ok=True)
 
     def restart(self) -> None:
         """Come back and load what a real one loads at its start; a model that fails is left out."""
         self.dead = False
-        self.state.unlink(missing_ok=True)
+        self._keep({})
         for model in local_triton.served_models(self.repository):
             with contextlib.suppress(TritonError):
                 self.load(model, 1.0)
@@ -203,10 +208,10 @@ class FakeTriton:
             if found in self.broken | {"missing"}:
                 raise TritonError(f"load failed: version {version}: {found[:7]}", "INTERNAL")
             wanted[str(version)] = found
-        self.state.write_text(json.dumps({**loaded, model: wanted}))
+        self._keep({**loaded, model: wanted})
 
     def unload(self, model: str) -> None:
-        self.state.write_text(json.dumps({name: has for name, has in self.loaded().items() if name != model}))
+        self._keep({name: has for name, has in self.loaded().items() if name != model})
 
     def served(self, model: str) -> dict[int, Served]:
         self.loaded()
