@@ -248,9 +248,7 @@ def _airflow_trouble() -> str:
     try:
         for pool, (slots, description) in POOLS.items():
             client.ensure_pool(pool, slots, description)
-    except (
-        OSError
-    ) as error:  # an internal error too: while it starts, its database may be busy for longer than it waits
+    except OSError as error:  # an internal error too: while it starts, its database may be busy
         return f"{places.airflow()} makes no pools ({error})"
     return ""
 
