@@ -1,11 +1,6 @@
 """MLflow's Model Registry, a real one on a file, as promotion uses it."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "serving"))
 
 from pipeline import places
 from pipeline.errors import PromotionError

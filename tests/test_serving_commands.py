@@ -2,13 +2,9 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "serving"))
-
 from serving_toys import FakeTriton, Registry, artifact, golden
 
 from pipeline import __main__, tracking

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STAND_IN = Path(__file__).parent / "stand_in.py"
+STAND_IN = ROOT / "tests" / "toys" / "stand_in.py"
 
 # Airflow reads its home when it is imported, and writes airflow.cfg there: never the user's.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="flyweight-airflow-")

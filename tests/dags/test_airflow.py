@@ -21,7 +21,7 @@ from pipeline.graph import STAGES
 
 pytestmark = pytest.mark.integration
 
-STAND_IN = Path(__file__).with_name("stand_in.py")
+STAND_IN = Path(__file__).parents[1] / "toys" / "stand_in.py"
 DAG_FILE = f"""
 # Airflow only looks into files that have these two words: airflow, DAG.
 import sys

@@ -6,11 +6,10 @@ from datetime import timedelta
 
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
+from light import HEAVY
 
 from pipeline.config import ROOT
 from pipeline.graph import STAGES
-
-HEAVY = ("torch", "mlflow", "great_expectations", "onnx", "onnxruntime", "pandas", "sklearn", "dvc", "tritonclient")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError, TaskAwaitingInput
-from test_make_proxy import HEAVY
+from light import HEAVY
 
 from pipeline.config import ROOT
 

@@ -17,14 +17,14 @@ from pipeline.distributed import launch as launching
 from pipeline.distributed.launch import launch, processes
 from pipeline.errors import FlyweightError, SettingsError
 
-HERE = Path(__file__).parent
+TOYS = Path(__file__).parents[1] / "toys"
 ALONE = Distributed(nproc=1)
 
 
 @pytest.fixture(autouse=True)
 def workers(monkeypatch):
     """Let worker processes import `workers`."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(TOYS))
 
 
 @pytest.mark.integration
@@ -110,7 +110,7 @@ def test_what_this_machine_has_not_is_refused(monkeypatch, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.integration
 def test_workers_end_with_the_stage_however_it_ends(tmp_path, number):
-    stage = subprocess.Popen([sys.executable, str(HERE / "workers.py"), str(tmp_path)])
+    stage = subprocess.Popen([sys.executable, str(TOYS / "workers.py"), str(tmp_path)])
     try:
         deadline = time.monotonic() + 120
         while len(found := list(tmp_path.glob("pid-*"))) < 2:

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import stack_environment
-from rich.console import Console
+from dag_runs import EPOCHS, Ended, trainers
 
 from pipeline import demo, evidence, places, stack
 from pipeline.airflow_client import AirflowClient
 from pipeline.config import ROOT
 from pipeline.doctor import browser
-
-EPOCHS = 16
-"""Epochs of the teacher in every run here: the same settings, so that all runs but the first reuse what that one made."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run of the DAG on digits that is over."""
-
-    code: int
-    said: str
-    found: dict[str, Any]
-    """What `evidence.gather` knows of it."""
-
-    @property
-    def run_id(self) -> str:
-        """Airflow's name of it."""
-        return self.found["pipeline"]
 
 
 @pytest.fixture(scope="package")
@@ -104,26 +83,6 @@ def killed_once(started: str) -> Ended:
     while (state := airflow.get(f"dags/{demo.DAG}/dagRuns/{started}")["state"]) == "running":
         time.sleep(1)
     return Ended(0 if state == "success" else 1, state, evidence.gather(started))
-
-
-def run_dag() -> Ended:
-    """Run the DAG on digits as the demo does."""
-    said = io.StringIO()
-    code = demo.run("digits", {"train.fit.epochs": EPOCHS}, console=Console(file=said, width=200))
-    return Ended(code, said.getvalue(), evidence.gather("latest"))
-
-
-def trainers() -> list[psutil.Process]:
-    """The processes that train for our stack."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "pipeline.distributed.worker" in (process.info["cmdline"] or []):
-            try:
-                ours = process.environ().get("FLYWEIGHT_HOME") == str(places.home())
-            except psutil.Error:
-                continue
-            found += [process] if ours else []
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import form
 import pytest
-from conftest import EPOCHS, Ended
+from dag_runs import EPOCHS, Ended
 from playwright.sync_api import Page, expect
 
 from pipeline import demo, evidence, places

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EPOCHS, Ended
+from dag_runs import EPOCHS, Ended
 
 from pipeline import demo, evidence, places
 from pipeline.graph import STAGES

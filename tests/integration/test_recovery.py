@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import EPOCHS, Ended, run_dag, trainers
+from dag_runs import EPOCHS, Ended, run_dag, trainers
 
 from pipeline import config, handover
 from pipeline.serving.client import Client

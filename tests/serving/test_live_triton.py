@@ -126,7 +126,7 @@ def test_clients_of_a_canary_are_answered_by_it_and_those_of_a_shadow_are_not(pr
 def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, model, client, tmp_path):
     one = artifact(tmp_path, 1.0)
     promote(one, QUICK)
-    here = Path(__file__).parent
+    toys = Path(__file__).parents[1] / "toys"
     command = (
         "import sys, json; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
         "from pathlib import Path\n"
@@ -143,7 +143,7 @@ def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, mo
     # Nothing may end it before it is killed, slow answers on a busy machine neither.
     patient = {"live_requests": 10**6, "live_timeout_ms": 20_000.0, "live_s": 600.0}
     config = TRY.model_copy(update=patient).model_dump_json()
-    arguments = [sys.executable, "-c", command, str(here), str(here.parents[1]), str(tmp_path), config, model]
+    arguments = [sys.executable, "-c", command, str(toys), str(toys.parents[1]), str(tmp_path), config, model]
     said = tmp_path / "promoter.log"
     with Clients(model, [one.onnx, artifact(tmp_path, 2.0).onnx], count=3) as clients, said.open("wb") as log:
         # Not os.spawn*, which forks: threads of gRPC are at work here, and what they hold locked would stay so in the child.

@@ -91,10 +91,10 @@ def promote(triton, client, tmp_path, in_process):
 @pytest.fixture
 def helper(promote, tmp_path):
     """A function: (artifact's factor, step) -> exit code of a promoter that was killed right after that step."""
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
+    toys = Path(__file__).parents[1] / "toys"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(toys), str(toys.parents[1])])}
     process = subprocess.Popen(
-        [sys.executable, str(here / "promoter.py")],
+        [sys.executable, str(toys / "promoter.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,47 +1,17 @@
 """The stage around the protocol; tests/serving holds the protocol itself."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from serving_toys import FakeTriton, Registry, images, write_candidates
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serving"))
-from serving_toys import FakeTriton, Registry, images, spec, write_onnx
-
-from pipeline.candidates import Candidate, Candidates, Parity, save
 from pipeline.config import Promote, Serving
 from pipeline.errors import ModelError, PromotionError
 from pipeline.hashing import sha256
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.stages.promote import promote
-
-
-def write_candidates(directory, names=("teacher", "int8")):
-    """An export_onnx output of tiny linear models."""
-    parity = Parity(images=1, max_difference=0.0, mean_difference=0.0, changed_predictions=0)
-    listed = []
-    for factor, name in enumerate(names, start=1):
-        file = write_onnx(directory / name / "model.onnx", factor)
-        (directory / name / "model.json").write_text(spec().model_dump_json())
-        listed.append(
-            Candidate(
-                name=name,
-                file=f"{name}/model.onnx",
-                sha256=sha256(file),
-                size_bytes=file.stat().st_size,
-                parameters=12,
-                macs=12,
-                precision="float32",
-                target="any",
-                source="teacher",
-                parity=parity,
-            )
-        )
-    save(directory, Candidates(candidates=tuple(listed), labels=spec().labels))
-    return directory
 
 
 def write_evaluation(directory, verdict="PROMOTE", winner="int8"):

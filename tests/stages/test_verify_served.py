@@ -1,13 +1,8 @@
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serving"))
-from serving_toys import LABELS, images, write_onnx
-from test_promote import write_candidates
+from serving_toys import LABELS, images, write_candidates, write_onnx
 
 from pipeline import data
 from pipeline.config import Serving, VerifyServed

@@ -15,7 +15,7 @@ import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.candidates import ENGINE_FILE, Engine, Profile
+from pipeline.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
 from pipeline.config import Promote
 from pipeline.errors import PromotionError
 from pipeline.hashing import sha256
@@ -58,6 +58,31 @@ def write_onnx(path: Path, factor: float, classes: int = 3, zeros: bool = False)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
+
+
+def write_candidates(directory, names=("teacher", "int8")):
+    """An export_onnx output of tiny linear models."""
+    parity = Parity(images=1, max_difference=0.0, mean_difference=0.0, changed_predictions=0)
+    listed = []
+    for factor, name in enumerate(names, start=1):
+        file = write_onnx(directory / name / "model.onnx", factor)
+        (directory / name / "model.json").write_text(spec().model_dump_json())
+        listed.append(
+            Candidate(
+                name=name,
+                file=f"{name}/model.onnx",
+                sha256=sha256(file),
+                size_bytes=file.stat().st_size,
+                parameters=12,
+                macs=12,
+                precision="float32",
+                target="any",
+                source="teacher",
+                parity=parity,
+            )
+        )
+    save(directory, Candidates(candidates=tuple(listed), labels=spec().labels))
+    return directory
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
