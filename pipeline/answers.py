@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import checkpoint, places
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import SPEC_FILE
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, model_validator
 
 from pipeline.errors import DataError, near_miss
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "validation", "test")

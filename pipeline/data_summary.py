@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import Manifest, content_hashes, read_shard
 from pipeline.errors import DataError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 
 _CHUNK = 4096
 CHANCE = 5.0

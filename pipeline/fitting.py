@@ -15,8 +15,8 @@ from pipeline.data import Manifest, load_manifest
 from pipeline.distributed.launch import launch, processes
 from pipeline.errors import ModelError
 from pipeline.model_spec import ModelSpec, Preprocessing, image_classifier
+from pipeline.protocols import Metrics
 from pipeline.training import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
-from pipeline.types import Metrics
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.candidates import Parity
 from pipeline.errors import ModelError
-from pipeline.types import Runner
+from pipeline.protocols import Runner
 
 
 def compare(runner: Runner, reference: Runner, images: NDArray[np.uint8], batch: int = 64) -> Parity:

@@ -27,8 +27,8 @@ from pipeline.cpu import Cpu
 from pipeline.errors import ModelError
 from pipeline.evaluation import Offline
 from pipeline.onnx_runner import OnnxRunner, session_options
+from pipeline.protocols import Metrics
 from pipeline.timing import time_runners
-from pipeline.types import Metrics
 
 BATCHES = (1, 32, 64)
 """Images a call."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import Offline
-from pipeline.types import Runner
+from pipeline.protocols import Runner
 
 ROUNDS = 5
 """Each timing is spread over so many rounds; in each round every runner has its turn."""

@@ -357,7 +357,7 @@ class MlflowRegistry:
 
     def _logged_model(self, directory: Path) -> Any:
         """The model that `export_onnx` logged with these bytes; logged now where it came from elsewhere."""
-        from pipeline.hashing import sha256
+        from pipeline.files import sha256
 
         wanted = sha256(directory / "model.onnx")
         found = self._client.search_logged_models([self._experiment], filter_string=f"tags.sha256 = '{wanted}'")

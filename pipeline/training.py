@@ -31,7 +31,7 @@ from pipeline.data import Split, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.fake_quant import FakeQuant
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import ModelSpec
 
 HISTORY_FILE = "history.json"

@@ -16,7 +16,7 @@ import psutil
 from peers.servers import cores
 from pipeline import cpu, places, tracking
 from pipeline.config import Serving
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.serving import onnx_artifact
 from pipeline.serving.repository import Artifact
 from pipeline.serving.tuning import TUNED

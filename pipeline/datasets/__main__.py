@@ -14,7 +14,7 @@ from pipeline import config, data
 from pipeline.components import build
 from pipeline.datasets import divide
 from pipeline.errors import FlyweightError, SettingsError, near_miss
-from pipeline.types import Dataset
+from pipeline.protocols import Dataset
 
 _log = logging.getLogger("pipeline.datasets")
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, version_converter
 
 from pipeline.onnx_graph import network_of
+from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import check_images
 from pipeline.quantizers._half import halve
 from pipeline.quantizers._writing import check_target, write
-from pipeline.types import Metrics
 
 _OPSET = 22
 """The first in which convolutions and poolings may be bfloat16."""

@@ -21,9 +21,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pipeline.errors import ModelError
 from pipeline.onnx_graph import network_of
 from pipeline.proof import count_operators
+from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import check_images
 from pipeline.quantizers._writing import check_target, weights_of, write
-from pipeline.types import Metrics
 
 _MIDDLE = 128
 """What stands for zero in a kernel."""

@@ -16,10 +16,10 @@ from onnx import TensorProto
 
 from pipeline.errors import ModelError
 from pipeline.onnx_graph import network_of
+from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import Images, check_images, pixel_scale_and_shift, ranges
 from pipeline.quantizers._half import halve
 from pipeline.quantizers._writing import check_target, write
-from pipeline.types import Metrics
 
 _log = logging.getLogger(__name__)
 

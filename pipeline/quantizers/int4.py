@@ -24,9 +24,9 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.onnx_graph import network_of
+from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import check_images
 from pipeline.quantizers._writing import check_target, weights_of, write
-from pipeline.types import Metrics
 
 WORTH = 0.5
 """Least share of a graph's weights that must be in matrix products."""

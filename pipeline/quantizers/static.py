@@ -31,11 +31,11 @@ from pydantic import Field
 from pipeline import cpu
 from pipeline.onnx_graph import NORMALISED, network_of, prepend
 from pipeline.proof import count_operators
+from pipeline.protocols import Metrics
 from pipeline.quant_plan import take_ranges
 from pipeline.quantizers._calibration import Images, Method, Range, check_images, pixel_scale_and_shift, ranges
 from pipeline.quantizers._columns import fold_columns
 from pipeline.quantizers._writing import check_target, write
-from pipeline.types import Metrics
 
 _OPERATORS = {"cpu": ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "GlobalAveragePool", "AveragePool", "MaxPool",
                       "Flatten", "Reshape", "Transpose", "Concat"],

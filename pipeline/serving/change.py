@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline import places
 from pipeline.errors import PromotionError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.serving import disk, golden
 from pipeline.serving import repository as files
 from pipeline.serving.client import TritonError

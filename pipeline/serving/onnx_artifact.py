@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PromotionError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import ModelSpec, TensorSpec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving.golden import Golden

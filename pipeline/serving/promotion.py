@@ -29,6 +29,7 @@ from pathlib import Path
 from pipeline import places
 from pipeline.config import Promote, Serving
 from pipeline.errors import ModelError, PromotionError
+from pipeline.protocols import Registry
 from pipeline.serving import disk, golden, ledger, live, preflight, probes
 from pipeline.serving import repository as files
 from pipeline.serving.change import Change
@@ -41,7 +42,6 @@ from pipeline.serving.observe import observe
 from pipeline.serving.probes import Probes
 from pipeline.serving.repository import Artifact
 from pipeline.serving.temporary import refusal, remove_models
-from pipeline.types import Registry
 
 CHAMPION, PREVIOUS = "champion", "previous"
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PromotionError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import load_spec
+from pipeline.protocols import Registry
 from pipeline.serving import golden
 from pipeline.serving.golden import GOLDEN_FILE, Golden
 from pipeline.serving.repository import MODEL_FILE, Artifact
-from pipeline.types import Registry
 
 VERDICT = "verdict"
 PASSED, BY_HAND = "PROMOTE", "by hand"

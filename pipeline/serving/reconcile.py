@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
+from pipeline.protocols import Registry
 from pipeline.serving import disk, golden, ledger
 from pipeline.serving import repository as files
 from pipeline.serving.change import Change
@@ -19,7 +20,6 @@ from pipeline.serving.golden import GOLDEN_FILE
 from pipeline.serving.mend import Finding, mend
 from pipeline.serving.promotion import CHAMPION, finish
 from pipeline.serving.pull import pull
-from pipeline.types import Registry
 
 
 @dataclass(frozen=True)

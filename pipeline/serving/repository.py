@@ -20,7 +20,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from pipeline.candidates import load_engine
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import ModelSpec, TensorSpec
 from pipeline.serving.local_triton import RESOURCE, TEMPORARY
 

@@ -31,14 +31,14 @@ from pipeline.candidates import (
 from pipeline.config import BuildTensorrt, Serving
 from pipeline.data import Split, open_split
 from pipeline.errors import ModelError, Skipped
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import SPEC_FILE, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
 from pipeline.progress import report
+from pipeline.protocols import Metrics, Runner
 from pipeline.runners import TensorRTRunner
 from pipeline.timing import time_runners
-from pipeline.types import Metrics, Runner
 
 IMAGES = 1000
 """Validation images, at most, that an engine answers beside ONNX Runtime."""

@@ -17,8 +17,8 @@ from pipeline.config import Distill, Distributed
 from pipeline.data import load_manifest
 from pipeline.fitting import check_same_task, new_spec, size, train_job
 from pipeline.model_spec import ModelSpec, load_spec
+from pipeline.protocols import Metrics
 from pipeline.training import TrainingJob
-from pipeline.types import Metrics
 
 BASELINE_FILE = "baseline.json"
 _log = logging.getLogger(__name__)

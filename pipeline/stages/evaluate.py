@@ -39,6 +39,7 @@ from pipeline.evaluation import (
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
+from pipeline.protocols import Metrics, Runner
 from pipeline.quality import quality
 from pipeline.report import plots
 from pipeline.runners import TorchRunner
@@ -48,7 +49,6 @@ from pipeline.serving.golden import TOLERANCE
 from pipeline.serving.repository import Artifact
 from pipeline.serving.temporary import temporary_models
 from pipeline.timing import time_runners
-from pipeline.types import Metrics, Runner
 
 PREDICTIONS_FILE = "predictions.npz"
 GOLDEN_IMAGES = 64

@@ -24,14 +24,14 @@ from pipeline.checkpoint import WEIGHTS_FILE, load
 from pipeline.config import ExportOnnx
 from pipeline.data import MANIFEST_FILE, load_manifest, open_split
 from pipeline.errors import ModelError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import SPEC_FILE
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
 from pipeline.progress import report
+from pipeline.protocols import Metrics, Runner
 from pipeline.runners import TorchRunner
 from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
-from pipeline.types import Metrics, Runner
 from pipeline.widening import widened
 
 BATCHES = (1, 7, 64)

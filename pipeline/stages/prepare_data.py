@@ -24,7 +24,7 @@ from pipeline.config import ROOT, Data
 from pipeline.data import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
 from pipeline.progress import report
-from pipeline.types import Metrics
+from pipeline.protocols import Metrics
 
 if TYPE_CHECKING:
     from dvc.output import Output

@@ -22,9 +22,10 @@ from pipeline.candidates import Candidate, load_candidates
 from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
 from pipeline.evaluation import GOLDEN_FILE, Verdict, load_verdict
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
+from pipeline.protocols import Metrics, Registry
 from pipeline.serving import golden as answers
 from pipeline.serving import promotion
 from pipeline.serving.client import Client
@@ -32,7 +33,6 @@ from pipeline.serving.control import Control
 from pipeline.serving.golden import Golden
 from pipeline.serving.pull import VERDICT
 from pipeline.serving.repository import Artifact
-from pipeline.types import Metrics, Registry
 
 PROMOTION_FILE = "promotion.json"
 

@@ -20,8 +20,8 @@ from pipeline.data import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.fitting import check_same_task, train_job
 from pipeline.model_spec import ModelSpec, PruningStep, load_spec
+from pipeline.protocols import Metrics, Pruner
 from pipeline.training import TrainingJob, evaluate
-from pipeline.types import Metrics, Pruner
 
 _PRUNER_BATCH = 64
 _BY_SHAPE = ("channel", "depth", "n_m")

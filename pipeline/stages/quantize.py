@@ -30,16 +30,16 @@ from pipeline.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.config import Distributed, Fit, Quantize
 from pipeline.data import Split, load_manifest, open_split
 from pipeline.errors import ModelError
+from pipeline.files import sha256
 from pipeline.fitting import check_same_task, train_job
-from pipeline.hashing import sha256
 from pipeline.model_spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
 from pipeline.proof import Proof, prove
+from pipeline.protocols import Metrics, Quantizer
 from pipeline.saturation import Saturation, without_vnni
 from pipeline.statistics import mcnemar
 from pipeline.training import TrainingJob
-from pipeline.types import Metrics, Quantizer
 
 QUANTIZATION_FILE = "quantization.json"
 QAT = "qat"

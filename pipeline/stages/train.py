@@ -10,8 +10,8 @@ from pathlib import Path
 from pipeline.config import Distributed, Train
 from pipeline.data import load_manifest
 from pipeline.fitting import new_spec, train_job
+from pipeline.protocols import Metrics
 from pipeline.training import TrainingJob
-from pipeline.types import Metrics
 
 
 def train(config: Train, *, data: Path, distributed: Distributed, seed: int, out: Path, scratch: Path) -> Metrics:

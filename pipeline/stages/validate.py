@@ -28,7 +28,7 @@ from pipeline.config import Expectations
 from pipeline.data import Manifest, load_manifest
 from pipeline.errors import DataError
 from pipeline.progress import report
-from pipeline.types import Metrics
+from pipeline.protocols import Metrics
 
 EXAMPLES = 3
 

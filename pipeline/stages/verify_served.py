@@ -19,10 +19,10 @@ from pipeline.errors import PromotionError
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
+from pipeline.protocols import Metrics
 from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE, difference
 from pipeline.stages.promote import PROMOTION_FILE
-from pipeline.types import Metrics
 
 SERVED_FILE = "served.json"
 

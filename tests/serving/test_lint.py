@@ -6,7 +6,7 @@ from pipeline import config
 from pipeline.candidates import ENGINE_FILE
 from pipeline.config import Serving
 from pipeline.errors import PromotionError, SettingsError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import TensorSpec
 from pipeline.serving.lint import lint
 from pipeline.serving.onnx_artifact import from_file

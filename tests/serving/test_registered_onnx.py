@@ -5,7 +5,7 @@ import onnx_toys as toys
 import pytest
 
 from pipeline import tracking
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import SPEC_FILE, load_spec
 from pipeline.serving.onnx_artifact import from_file
 

@@ -15,7 +15,7 @@ from pipeline.checkpoint import build
 from pipeline.config import BuildTensorrt, Serving
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import ModelError, Skipped
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import Preprocessing, image_classifier, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static

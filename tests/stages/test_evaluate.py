@@ -17,7 +17,7 @@ from pipeline.checkpoint import save
 from pipeline.config import Budget, Evaluate, Serving
 from pipeline.errors import BudgetError, ModelError
 from pipeline.evaluation import Served, load_evaluation, load_verdict
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.report import plots
 from pipeline.stages import evaluate as stage

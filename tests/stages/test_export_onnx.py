@@ -12,7 +12,7 @@ from pipeline.candidates import load_candidates
 from pipeline.config import ExportOnnx
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.bf16 import Bf16

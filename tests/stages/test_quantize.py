@@ -13,7 +13,7 @@ from pipeline import checkpoint, cpu, training
 from pipeline.config import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import Proof

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
 from pipeline.config import Promote
 from pipeline.errors import PromotionError
-from pipeline.hashing import sha256
+from pipeline.files import sha256
 from pipeline.model_spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import local_triton
