@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from pipeline import cpu, onnx_graph
+from pipeline import onnx_graph
 from pipeline.checkpoint import build
+from pipeline.machine import cpu
 from pipeline.macs import macs
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from scipy import stats
 
-from pipeline import cpu
+from pipeline.machine import cpu
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # the backend must be set first

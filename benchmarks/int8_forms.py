@@ -22,8 +22,9 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
-from pipeline import cpu, onnx_graph
+from pipeline import onnx_graph
 from pipeline.checkpoint import build
+from pipeline.machine import cpu
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static

@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper
 from peers.environments import environment
 
-from pipeline import places
+from pipeline.machine import places
 
 COMMIT = "2eaf58e032581804c1f0b61a9f6317a1d1c18b53"
 SOURCE = "https://raw.githubusercontent.com/triton-inference-server/client"

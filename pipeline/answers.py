@@ -14,8 +14,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import checkpoint, places
+from pipeline import checkpoint
 from pipeline.files import sha256
+from pipeline.machine import places
 from pipeline.model_spec import SPEC_FILE
 
 

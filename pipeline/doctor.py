@@ -17,10 +17,11 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline import cpu, handover, places, stack, trt
+from pipeline import handover, stack, trt
 from pipeline.airflow_settings import password_file
 from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
+from pipeline.machine import cpu, places
 
 _GB = 1e9
 _DISK_GB, _MEMORY_GB = 5, 3  # what a first demo writes; what the stack and a training on two processes take

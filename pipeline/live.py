@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipeline import places
 from pipeline.follow import Event, remaining_seconds
+from pipeline.machine import places
 
 ENDED = frozenset({"done", "reused", "skipped", "failed", "not run"})
 _WORDS = {

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import cli_options, config, places
+from pipeline import cli_options, config
 from pipeline.errors import FlyweightError
+from pipeline.machine import places
 
 if TYPE_CHECKING:
     from pipeline.serving.load import Closed, Open

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import places, supervise
+from pipeline import supervise
+from pipeline.machine import places
 
 MARK = "FLYWEIGHT_STACK"
 """Environment variable of everything below a supervised process; its value is the directory of the state files."""

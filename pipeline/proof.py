@@ -22,10 +22,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline import cpu
-from pipeline.cpu import Cpu
 from pipeline.errors import ModelError
 from pipeline.evaluation import Offline
+from pipeline.machine import cpu
+from pipeline.machine.cpu import Cpu
 from pipeline.onnx_runner import OnnxRunner, session_options
 from pipeline.protocols import Metrics
 from pipeline.timing import time_runners

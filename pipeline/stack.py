@@ -23,10 +23,11 @@ from pathlib import Path
 
 import click
 
-from pipeline import places, processes
+from pipeline import processes
 from pipeline.airflow_client import AirflowClient
 from pipeline.airflow_settings import POOLS, USER, airflow_environment, airflow_password, password_file
 from pipeline.errors import FlyweightError
+from pipeline.machine import places
 
 Say = Callable[[str], None]
 _DEADLINE_SECONDS = 180.0

@@ -25,12 +25,13 @@ from typing import Any
 
 import psutil
 
-from pipeline import handover, places, progress
+from pipeline import handover, progress
 from pipeline.config import Settings
 from pipeline.errors import FlyweightError, Interrupted, PromotionError, Skipped
 from pipeline.follow import Event, Follower
 from pipeline.graph import STAGES, Stage
 from pipeline.handover import EXPERIMENT, TAG, Input
+from pipeline.machine import places
 
 Say = Callable[[str], None]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from pipeline import places
 from pipeline.errors import ModelError
+from pipeline.machine import places
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 MODULES: dict[Builder, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import cpu, onnx_graph, proof
+from pipeline import onnx_graph, proof
 from pipeline.checkpoint import build
 from pipeline.errors import ModelError
 from pipeline.evaluation import Offline
+from pipeline.machine import cpu
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators, prove

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline import places
 from pipeline.errors import PromotionError
+from pipeline.machine import places
 
 pytestmark = pytest.mark.integration  # a real store of MLflow
 

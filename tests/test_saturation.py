@@ -6,9 +6,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import cpu, onnx_graph
+from pipeline import onnx_graph
 from pipeline.checkpoint import build
 from pipeline.errors import ModelError
+from pipeline.machine import cpu
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.dynamic import Dynamic

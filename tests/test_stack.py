@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import places, processes, stack
+from pipeline import processes, stack
 from pipeline.errors import FlyweightError
+from pipeline.machine import places
 
 SERVER = """
 import http.server, sys, time

@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 
 from peers.servers import cores
-from pipeline import cpu, places, tracking
+from pipeline import tracking
 from pipeline.config import Serving
 from pipeline.files import sha256
+from pipeline.machine import cpu, places
 from pipeline.serving import onnx_artifact
 from pipeline.serving.repository import Artifact
 from pipeline.serving.tuning import TUNED

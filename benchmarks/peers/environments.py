@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import places
+from pipeline.machine import places
 
 
 class PeerError(RuntimeError):

@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import places
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
+from pipeline.machine import places
 from pipeline.serving import disk, golden
 from pipeline.serving import repository as files
 from pipeline.serving.client import TritonError

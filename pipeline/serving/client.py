@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
-from pipeline import places
 from pipeline.errors import DataError
+from pipeline.machine import places
 from pipeline.serving import local_triton, tls
 from pipeline.serving.repository import ATTEST, ATTESTED
 from pipeline.serving.shared_memory import Region

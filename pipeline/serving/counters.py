@@ -17,7 +17,7 @@ from typing import Any
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from pipeline import places
+from pipeline.machine import places
 from pipeline.serving import tls
 
 _SECONDS = 2.0

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import places
 from pipeline.errors import PromotionError
+from pipeline.machine import places
 from pipeline.serving.repository import sync
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tritonclient.grpc.model_config_pb2 import DataType
 
-from pipeline import places, yaml12
+from pipeline import yaml12
 from pipeline.errors import PromotionError
+from pipeline.machine import places
 from pipeline.serving import disk
 from pipeline.serving import repository as files
 from pipeline.serving.client import TritonError

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline import places
+from pipeline.machine import places
 
 BEGIN = "begin"
 STAGED = "staged"

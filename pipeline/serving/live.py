@@ -33,9 +33,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import places
 from pipeline.config import Promote
 from pipeline.errors import PromotionError
+from pipeline.machine import places
 from pipeline.progress import report
 from pipeline.serving import disk
 from pipeline.serving import repository as files

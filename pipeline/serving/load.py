@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from pipeline import places
 from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
+from pipeline.machine import places
 from pipeline.serving import closed_loop, counters, open_loop, tls
 from pipeline.serving.client import Client
 from pipeline.serving.counters import ServerSide

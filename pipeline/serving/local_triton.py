@@ -20,9 +20,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from pipeline import places
 from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
+from pipeline.machine import places
 from pipeline.serving import tls
 
 REQUIREMENTS = ROOT / "infra" / "triton-requirements.txt"

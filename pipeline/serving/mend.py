@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline import places
 from pipeline.errors import PromotionError
+from pipeline.machine import places
 from pipeline.serving import disk
 from pipeline.serving import repository as files
 from pipeline.serving.change import RESTART, Change, stray_text, strays

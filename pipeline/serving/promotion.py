@@ -26,9 +26,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import places
 from pipeline.config import Promote, Serving
 from pipeline.errors import ModelError, PromotionError
+from pipeline.machine import places
 from pipeline.protocols import Registry
 from pipeline.serving import disk, golden, ledger, live, preflight, probes
 from pipeline.serving import repository as files

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import places
+from pipeline.machine import places
 
 Tensors: TypeAlias = Mapping[str, NDArray]
 _LENGTHS = struct.Struct("<IQ")

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import places
 from pipeline.errors import FlyweightError, near_miss
+from pipeline.machine import places
 from pipeline.progress import report
 from pipeline.serving import load
 from pipeline.serving.client import Client, TritonError

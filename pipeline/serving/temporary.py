@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from pipeline import places
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
+from pipeline.machine import places
 from pipeline.serving import disk
 from pipeline.serving import repository as files
 from pipeline.serving.client import Client, TritonError

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
-from pipeline import places
 from pipeline.errors import FlyweightError
+from pipeline.machine import places
 
 CA = "ca.pem"
 SERVER_CERTIFICATE, SERVER_KEY = "server.pem", "server.key"

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import places
 from pipeline.config import Budget, Promote, Serving
 from pipeline.errors import FlyweightError, PromotionError, near_miss
+from pipeline.machine import places
 from pipeline.serving import load, onnx_artifact, tuning
 from pipeline.serving import repository as files
 from pipeline.serving.client import Client

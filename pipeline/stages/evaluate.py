@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from pipeline import cpu, gate
+from pipeline import gate
 from pipeline.candidates import Candidate, Candidates, load_candidates, load_engines
 from pipeline.config import Budget, Evaluate, Serving
 from pipeline.data import Split, open_split
@@ -36,6 +36,7 @@ from pipeline.evaluation import (
     Verdict,
     save,
 )
+from pipeline.machine import cpu
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report

@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import places
 from pipeline.config import ROOT, Data
 from pipeline.data import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
+from pipeline.machine import places
 from pipeline.progress import report
 from pipeline.protocols import Metrics
 

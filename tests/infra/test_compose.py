@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.places import port
+from pipeline.machine.places import port
 from pipeline.serving import local_triton
 
 ROOT = Path(__file__).resolve().parents[2]

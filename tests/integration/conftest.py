@@ -14,10 +14,11 @@ import pytest
 import stack_environment
 from dag_runs import EPOCHS, Ended, trainers
 
-from pipeline import demo, evidence, places, stack
+from pipeline import demo, evidence, stack
 from pipeline.airflow_client import AirflowClient
 from pipeline.config import ROOT
 from pipeline.doctor import browser
+from pipeline.machine import places
 
 
 @pytest.fixture(scope="package")

@@ -11,9 +11,10 @@ import pytest
 from dag_runs import EPOCHS, Ended
 from playwright.sync_api import Page, expect
 
-from pipeline import demo, evidence, places
+from pipeline import demo, evidence
 from pipeline.airflow_client import AirflowClient
 from pipeline.graph import STAGES
+from pipeline.machine import places
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 from dag_runs import EPOCHS, Ended
 
-from pipeline import demo, evidence, places
+from pipeline import demo, evidence
 from pipeline.graph import STAGES
+from pipeline.machine import places
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

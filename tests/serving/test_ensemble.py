@@ -8,9 +8,9 @@ from onnx import TensorProto, helper
 from serving_toys import artifact, images
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from pipeline import places
 from pipeline.config import Serving
 from pipeline.errors import PromotionError
+from pipeline.machine import places
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import repository
 from pipeline.serving.client import Client, TritonError

@@ -12,8 +12,9 @@ import psutil
 import pytest
 from serving_toys import free_port
 
-from pipeline import places, processes, stack
+from pipeline import processes, stack
 from pipeline.config import ROOT, Serving
+from pipeline.machine import places
 from pipeline.serving import local_triton, repository
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.onnx_artifact import from_file

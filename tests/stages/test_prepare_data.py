@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, data, places
+from pipeline import config, data
 from pipeline.errors import DataError
+from pipeline.machine import places
 from pipeline.stages import prepare_data as stage
 
 MAKE = """

@@ -9,11 +9,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pipeline import checkpoint, cpu, training
+from pipeline import checkpoint, training
 from pipeline.config import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
+from pipeline.machine import cpu
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import Proof

@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from pipeline import demo, evidence, places
+from pipeline import demo, evidence
+from pipeline.machine import places
 
 EPOCHS = 16
 """Epochs of the teacher in every run here: the same settings, so that all runs but the first reuse what that one made."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import cpu
+from pipeline.machine import cpu
 
 
 @pytest.mark.parametrize(
