@@ -1,6 +1,6 @@
 """Find a component by name: the file name is the key.
 
-`find("losses", "kd")` imports `pipeline/losses/kd.py` and returns the class or function that its `COMPONENT` names.
+`find("losses", "kd")` imports kd.py from the package of losses and returns the class or function that its `COMPONENT` names.
 `find("losses", "mypackage.mylosses:Focal")` reaches a user's own code. To add a component, add one file.
 """
 
@@ -18,7 +18,14 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from pipeline.errors import SettingsError, near_miss
 
-KINDS = ("datasets", "models", "losses", "pruners", "quantizers")
+KINDS = {
+    "datasets": "datasets",
+    "models": "models",
+    "losses": "losses",
+    "pruners": "pruners",
+    "quantizers": "quantizers",
+}
+"""Kind of component -> its package below `pipeline`."""
 _PACKAGE = Path(__file__).parent
 
 
@@ -26,7 +33,7 @@ def names(kind: str) -> list[str]:
     """Return the names of all built-in components of `kind`, without importing them."""
     if kind not in KINDS:
         raise SettingsError(f"unknown kind of component {kind!r}; kinds: {', '.join(KINDS)}{near_miss(kind, KINDS)}")
-    return sorted(path.stem for path in (_PACKAGE / kind).glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in (_PACKAGE / KINDS[kind].replace(".", "/")).glob("*.py") if not path.stem.startswith("_"))
 
 
 def check_name(kind: str, name: str) -> None:
@@ -46,7 +53,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     check_name(kind, name)
     module_name, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(module_name if attribute else f"pipeline.{kind}.{name}")
+        module = importlib.import_module(module_name if attribute else f"pipeline.{KINDS[kind]}.{name}")
         return getattr(module, attribute or "COMPONENT")
     except (ImportError, AttributeError) as error:
         raise SettingsError(

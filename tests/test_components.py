@@ -50,7 +50,7 @@ def refusal(kind, name, **arguments):
 
 @pytest.mark.parametrize("kind", components.KINDS)
 def test_the_file_name_is_the_name(kind):
-    files = {path.stem for path in (ROOT / "pipeline" / kind).glob("*.py")}
+    files = {path.stem for path in (ROOT / "pipeline" / components.KINDS[kind].replace(".", "/")).glob("*.py")}
     assert components.names(kind) == sorted(stem for stem in files if not stem.startswith("_"))
     for name in components.names(kind):
         components.check_name(kind, name)
@@ -59,7 +59,7 @@ def test_the_file_name_is_the_name(kind):
 def test_names_imports_no_component():
     code = (
         "import sys; from pipeline import components; print([components.names(k) != 0 for k in components.KINDS].count(0),"
-        "[m for m in sys.modules if m.startswith(tuple(f'pipeline.{k}' for k in components.KINDS))], 'torch' in sys.modules)"
+        "[m for m in sys.modules if m.startswith(tuple(f'pipeline.{k}.' for k in components.KINDS.values()))], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "0 [] False", done.stderr
