@@ -32,7 +32,6 @@ from typing import Any
 import numpy as np
 from swap import Counting, Triton, artifact, images
 
-from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import load, promotion
@@ -40,6 +39,7 @@ from pipeline.serving import repository as files
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.golden import Golden
 from pipeline.serving.repository import Artifact
+from pipeline.settings.schema import Promote, Serving
 
 CONDITIONS = ("none", "idle", "canary", "shadow")
 IN_FLIGHT = 16

@@ -33,11 +33,11 @@ from compression_report import Measured
 from torch import nn
 
 from pipeline import checkpoint, macs, onnx_graph
-from pipeline.config import Component, Distill, Distributed, Finetune, Fit, Prune, Quantize, Train
 from pipeline.data import open_split
 from pipeline.machine import places
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
+from pipeline.settings.schema import Component, Distill, Distributed, Finetune, Fit, Prune, Quantize, Train
 from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import answered_right, calibration_images, quantize

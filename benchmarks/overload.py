@@ -31,11 +31,11 @@ from peers.champion import champion, facts, one_in_one_out, slug
 from peers.report import Target, target_lines
 from peers.servers import Server
 
-from pipeline.config import Serving
 from pipeline.report import plots
 from pipeline.serving import closed_loop, load, onnx_artifact
 from pipeline.serving.histogram import Histogram
 from pipeline.serving.repository import Artifact
+from pipeline.settings.schema import Serving
 
 MODEL = "proxy"
 FACTOR = 2.0

@@ -45,13 +45,13 @@ from peers.environments import PeerError, environment, installed
 from peers.http1 import request as http_request
 from peers.servers import Server
 
-from pipeline.config import Budget, Promote, Serving
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import closed_loop, load, onnx_artifact, tuning_run
 from pipeline.serving.client import Client
 from pipeline.serving.histogram import Histogram
 from pipeline.serving.repository import Artifact
 from pipeline.serving.tuning import TUNED
+from pipeline.settings.schema import Budget, Promote, Serving
 
 ROWS = 64
 """Different requests that are sent in turn, and checked."""

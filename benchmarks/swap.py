@@ -34,7 +34,6 @@ import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.config import Promote, Serving
 from pipeline.files import sha256
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
@@ -46,6 +45,7 @@ from pipeline.serving.repository import Artifact
 from pipeline.serving.retention import gc
 from pipeline.serving.rollback import rollback
 from pipeline.serving.temporary import remove_models
+from pipeline.settings.schema import Promote, Serving
 
 MODEL = "proxy"
 SHAPE = (1, 28, 28)

@@ -12,8 +12,8 @@ from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from pipeline import config
-from pipeline.form import settings_arguments
+from pipeline.settings import schema
+from pipeline.settings.form import settings_arguments
 
 APPROVE = "approve"
 
@@ -49,7 +49,7 @@ def wanted(conf: dict[str, Any]) -> bool:
         key: value for key, value in conf.items() if key in {"recipe", "promote"} or key.startswith("promote.")
     }
     _, recipe, *pairs = settings_arguments(of_promote)
-    return config.load(recipe, config.parse_overrides(tuple(pairs[1::2]))).promote.approval
+    return schema.load(recipe, schema.parse_overrides(tuple(pairs[1::2]))).promote.approval
 
 
 def evidence_text(pipeline: str) -> str:

@@ -17,8 +17,8 @@ from airflow.sdk import DAG, Param, TriggerRule
 from approve_operator import APPROVE, ApproveOperator
 from stage_operator import CHECK, COMMAND, REPORT, StageOperator
 
-from pipeline.form import params
 from pipeline.graph import STAGES, Stage
+from pipeline.settings.form import params
 
 MAY_SKIP = {"build_tensorrt"}
 """Stages that may say that they cannot run here; what follows one of them runs all the same."""

@@ -26,8 +26,8 @@ from typing import Any
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from pipeline.form import FORCE, settings_arguments
 from pipeline.graph import STAGES
+from pipeline.settings.form import FORCE, settings_arguments
 from pipeline.supervise import GRACE_SECONDS
 
 COMMAND = (sys.executable, "-m", "pipeline")

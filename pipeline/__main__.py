@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import __version__, cli_options, config, load_commands, serving_commands
+from pipeline import __version__, cli_options, load_commands, serving_commands
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import STAGES, Stage
+from pipeline.settings import schema
 
 if TYPE_CHECKING:
     from pipeline.model_spec import ModelSpec
@@ -55,7 +56,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
     for key, kind, component in settings.components():
         try:
             given = {"in_channels": 1, "classes": 10} if kind == "models" else {}
-            config.Component(name=component.name, **(given | component.arguments)).build(kind)
+            schema.Component(name=component.name, **(given | component.arguments)).build(kind)
             if kind == "models" and ":" in component.name:  # the tests hold the built-in ones to it
                 from pipeline import onnx_graph
 
@@ -78,7 +79,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
     click.echo(f"the settings hold: recipe {recipe or 'none'}, data set {settings.data.dataset}")
 
 
-def _spec(settings: config.Settings, model: config.Component) -> ModelSpec:
+def _spec(settings: schema.Settings, model: schema.Component) -> ModelSpec:
     """Return the spec of a fresh `model` for the data set, so that it can be refused before it is trained."""
     from pipeline import components
     from pipeline.model_spec import Preprocessing, image_classifier
@@ -169,7 +170,7 @@ def demo(recipe: str | None, overrides: tuple[str, ...], force: bool) -> None:
 
     cli_options.settings(recipe or "demo", overrides)
     stack.up(("mlflow", "triton", "airflow"))
-    sys.exit(demonstration.run(recipe or "demo", config.parse_overrides(overrides), force=force))
+    sys.exit(demonstration.run(recipe or "demo", schema.parse_overrides(overrides), force=force))
 
 
 @main.command()

@@ -13,7 +13,7 @@ import secrets
 import sys
 from pathlib import Path
 
-from pipeline.config import ROOT
+from pipeline.settings.schema import ROOT
 
 USER = "admin"
 POOLS = {"training": (1, "Stages that want the whole machine: one at a time.")}

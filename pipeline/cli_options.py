@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from pipeline import config
+from pipeline.settings import schema
 
-recipe = click.option("--recipe", metavar="NAME", help=f"Overlay on params.yaml: {', '.join(config.recipes())}.")
+recipe = click.option("--recipe", metavar="NAME", help=f"Overlay on params.yaml: {', '.join(schema.recipes())}.")
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. train.fit.epochs=3. Repeatable."
 )
@@ -15,6 +15,6 @@ pipeline = click.option("--pipeline", metavar="NAME", help="Name of the pipeline
 model = click.option("--model", default="proxy", show_default=True, help="Model name in Triton.")
 
 
-def settings(recipe_name: str | None, pairs: tuple[str, ...]) -> config.Settings:
+def settings(recipe_name: str | None, pairs: tuple[str, ...]) -> schema.Settings:
     """Return the settings that ``--recipe`` and ``--set`` ask for. Raises `SettingsError`."""
-    return config.load(recipe_name, config.parse_overrides(pairs))
+    return schema.load(recipe_name, schema.parse_overrides(pairs))

@@ -33,7 +33,9 @@ def names(kind: str) -> list[str]:
     """Return the names of all built-in components of `kind`, without importing them."""
     if kind not in KINDS:
         raise SettingsError(f"unknown kind of component {kind!r}; kinds: {', '.join(KINDS)}{near_miss(kind, KINDS)}")
-    return sorted(path.stem for path in (_PACKAGE / KINDS[kind].replace(".", "/")).glob("*.py") if not path.stem.startswith("_"))
+    return sorted(
+        path.stem for path in (_PACKAGE / KINDS[kind].replace(".", "/")).glob("*.py") if not path.stem.startswith("_")
+    )
 
 
 def check_name(kind: str, name: str) -> None:

@@ -16,9 +16,9 @@ from pipeline import evidence, handover
 from pipeline.airflow_client import AirflowClient
 from pipeline.airflow_settings import USER, password_file
 from pipeline.errors import FlyweightError
-from pipeline.form import FORCE, RECIPE
 from pipeline.live import Board, LiveTable, PlainLog, ProgressFile, duration
 from pipeline.machine import places
+from pipeline.settings.form import FORCE, RECIPE
 
 DAG = "make_proxy"
 _POLL_SECONDS = 2.0

@@ -19,9 +19,9 @@ from packaging.version import Version
 
 from pipeline import handover, stack, trt
 from pipeline.airflow_settings import password_file
-from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
 from pipeline.machine import cpu, places
+from pipeline.settings.schema import ROOT
 
 _GB = 1e9
 _DISK_GB, _MEMORY_GB = 5, 3  # what a first demo writes; what the stack and a training on two processes take

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline.config import Budget
 from pipeline.evaluation import TEACHER, CandidateVerdict, Check, Measured, Verdict
+from pipeline.settings.schema import Budget
 
 TIE = 0.1
 """Two throughputs closer than this share are a tie: the same model measured twice differs by as much."""

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ROOT, Settings
 from pipeline.errors import FlyweightError
 from pipeline.graph import Stage
 from pipeline.machine import places
+from pipeline.settings.schema import ROOT, Settings
 
 EXPERIMENT = "flyweight"
 TAG = "flyweight."

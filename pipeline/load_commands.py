@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import cli_options, config
+from pipeline import cli_options
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
+from pipeline.settings import schema
 
 if TYPE_CHECKING:
     from pipeline.serving.load import Closed, Open
@@ -126,13 +127,13 @@ def tune_serving(
 
 def _write_settings(found: Tuning, recipe: str | None) -> None:
     """Put what the winner changes into the recipe, or into params.yaml."""
-    from pipeline import settings_file
     from pipeline.serving import tuning_run
+    from pipeline.settings import edit
 
-    path = config.ROOT / "recipes" / f"{recipe}.yaml" if recipe else config.ROOT / "params.yaml"
-    there = tuning_run.values(config.load(recipe).serving)
+    path = schema.ROOT / "recipes" / f"{recipe}.yaml" if recipe else schema.ROOT / "params.yaml"
+    there = tuning_run.values(schema.load(recipe).serving)
     changed = {name: value for name, value in tuning_run.values(found.chosen).items() if there[name] != value}
-    settings_file.update(path, "serving", changed)
+    edit.update(path, "serving", changed)
     words = ", ".join(f"serving.{name} = {value}" for name, value in changed.items())
     click.echo(f"{path}: {words}. The next promotion serves with it")
 
@@ -177,7 +178,7 @@ def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
         raise FlyweightError(f"--plot {plot_file}: a plot ends in {' or '.join(_PLOTS)}")
 
 
-def _images(count: int, settings: config.Settings) -> Any:
+def _images(count: int, settings: schema.Settings) -> Any:
     """Return the first `count` test images of the data set, (count, C, H, W)."""
     from pipeline.data import open_split
 

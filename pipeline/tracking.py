@@ -26,12 +26,12 @@ from typing import Any
 import psutil
 
 from pipeline import handover, progress
-from pipeline.config import Settings
 from pipeline.errors import FlyweightError, Interrupted, PromotionError, Skipped
 from pipeline.follow import Event, Follower
 from pipeline.graph import STAGES, Stage
 from pipeline.handover import EXPERIMENT, TAG, Input
 from pipeline.machine import places
+from pipeline.settings.schema import Settings
 
 Say = Callable[[str], None]
 

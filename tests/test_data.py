@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline import config, data
+from pipeline import data
 from pipeline.errors import DataError
+from pipeline.settings import schema
 
 LABELS = ("cat", "dog", "owl")
 
@@ -167,13 +168,13 @@ def test_unknown_split_gets_the_near_miss(tmp_path: Path) -> None:
 
 def test_dvc_lock_is_of_this_code_and_these_settings() -> None:
     """What dvc.lock was made from is what stands here; else run `python -m dvc repro` and commit dvc.lock."""
-    lock = yaml.safe_load((config.ROOT / "dvc.lock").read_text())["stages"]
-    settings = yaml.safe_load((config.ROOT / "params.yaml").read_text())["datasets"]
+    lock = yaml.safe_load((schema.ROOT / "dvc.lock").read_text())["stages"]
+    settings = yaml.safe_load((schema.ROOT / "params.yaml").read_text())["datasets"]
     assert {f"prepare@{name}" for name in settings} <= set(lock)
     for stage in lock.values():
         for dependency in stage["deps"]:
             if dependency["path"].startswith("pipeline/"):
-                found = hashlib.md5((config.ROOT / dependency["path"]).read_bytes()).hexdigest()
+                found = hashlib.md5((schema.ROOT / dependency["path"]).read_bytes()).hexdigest()
                 assert found == dependency["md5"], (
                     f"{dependency['path']} changed: run `python -m dvc repro`, commit dvc.lock"
                 )

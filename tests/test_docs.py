@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import settings_doc
-from pipeline.config import fields
 from pipeline.graph import STAGES
+from pipeline.settings import page as settings_doc
+from pipeline.settings.schema import fields
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -61,7 +61,7 @@ def test_paths_that_are_named_exist(page):
 
 def test_settings_md_is_current():
     current = settings_doc.PAGE.read_text(encoding="utf-8") == settings_doc.render()
-    assert current, "docs/settings.md is not what the schema says: run `python -m pipeline.settings_doc` and commit it"
+    assert current, "docs/settings.md is not what the schema says: run `python -m pipeline.settings.page` and commit it"
 
 
 def test_every_setting_is_on_the_page():
@@ -145,10 +145,10 @@ def test_the_examples_of_compression_hold(line, monkeypatch):
 
 
 def test_the_recipe_of_compression_holds():
-    from pipeline import config, yaml12
+    from pipeline.settings import schema, yaml12
 
     block, _ = re.findall(r"^```yaml\n(.*?)^```", text_of("docs", "compression.md"), re.M | re.S)
-    settings = config.load("demo", yaml12.read(block))
+    settings = schema.load("demo", yaml12.read(block))
     made = [pruner.build("pruners") for pruner in (settings.prune.pruner, *settings.prune.then)]
     assert [type(pruner).__name__ for pruner in made] == ["LowRank", "Channel"]
 

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline import graph
 from pipeline.airflow_settings import POOLS
-from pipeline.config import Section, Settings
 from pipeline.graph import STAGES
+from pipeline.settings.schema import Section, Settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "pipeline" / "stages"
 each_stage = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)

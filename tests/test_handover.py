@@ -4,10 +4,11 @@ import subprocess
 
 import pytest
 
-from pipeline import config, handover
+from pipeline import handover
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
 from pipeline.handover import Input
+from pipeline.settings import schema
 
 TRAIN = STAGES["train"]
 
@@ -17,7 +18,7 @@ def _inputs(identity="abc"):
 
 
 def _hash(overrides=None, identity="abc", code="c0", stage=TRAIN):
-    return handover.fingerprint(stage, config.load("demo", overrides), _inputs(identity), code)
+    return handover.fingerprint(stage, schema.load("demo", overrides), _inputs(identity), code)
 
 
 def test_the_same_facts_give_the_same_fingerprint():

@@ -13,9 +13,10 @@ import urllib.request
 
 import pytest
 
-from pipeline import config, evidence, handover, progress, tracking
+from pipeline import evidence, handover, progress, tracking
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import Stage
+from pipeline.settings import schema as config
 
 pytestmark = pytest.mark.integration
 
@@ -157,7 +158,8 @@ def test_a_retry_opens_the_same_run_and_finds_its_checkpoint(stage):
 def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys, types
-        from pipeline import config, tracking
+        from pipeline.settings import schema as config
+        from pipeline import tracking
         from pipeline.graph import Stage
         def fake(config, *, out):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import checkpoint, fake_quant, training
-from pipeline.config import Component, Fit
 from pipeline.data import load_manifest, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.fake_quant import FakeQuant, Grid, Levels
 from pipeline.fitting import new_spec
+from pipeline.settings.schema import Component, Fit
 from pipeline.training import TrainingJob, evaluate, follow_, learning_rate, make_optimizer, my_batches
 
 RESNET = Component(name="resnet", width=4, blocks=[1, 1])

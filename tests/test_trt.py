@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import trt
-from pipeline.config import ROOT
 from pipeline.errors import ModelError
+from pipeline.settings.schema import ROOT
 
 needs_rtx = pytest.mark.skipif(trt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed")
 node = helper.make_node

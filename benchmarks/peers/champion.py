@@ -15,12 +15,12 @@ import psutil
 
 from peers.servers import cores
 from pipeline import tracking
-from pipeline.config import Serving
 from pipeline.files import sha256
 from pipeline.machine import cpu, places
 from pipeline.serving import onnx_artifact
 from pipeline.serving.repository import Artifact
 from pipeline.serving.tuning import TUNED
+from pipeline.settings.schema import Serving
 
 
 def champion(directory: Path) -> Path:

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 
 from peers.environments import PeerError
-from pipeline.config import Serving
 from pipeline.serving import local_triton
 from pipeline.serving import repository as files
 from pipeline.serving.repository import Artifact
+from pipeline.settings.schema import Serving
 
 PEERS = Path(__file__).parent
 _START_SECONDS = 180.0

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline import config, data
+from pipeline import data
 from pipeline.components import build
 from pipeline.datasets import divide
 from pipeline.errors import FlyweightError, SettingsError, near_miss
 from pipeline.protocols import Dataset
+from pipeline.settings import schema
 
 _log = logging.getLogger("pipeline.datasets")
 
@@ -22,7 +23,7 @@ _log = logging.getLogger("pipeline.datasets")
 def fetch(name: str) -> None:
     """Put the original files of `name` into data/raw/NAME."""
     dataset: Dataset = build("datasets", name, {})
-    directory = config.ROOT / "data" / "raw" / name
+    directory = schema.ROOT / "data" / "raw" / name
     with _whole(directory) as partial:
         dataset.fetch(partial)
     _log.info("%s: %d files in %s", name, len(list(directory.iterdir())), directory)
@@ -30,15 +31,15 @@ def fetch(name: str) -> None:
 
 def prepare(name: str) -> None:
     """Write the prepared splits of `name` into data/NAME, as ``datasets.NAME`` in params.yaml says."""
-    known = config.load().datasets
+    known = schema.load().datasets
     if name not in known:
         raise SettingsError(
             f"'datasets' in params.yaml has no {name!r}; it has: {', '.join(known)}{near_miss(name, known)}"
         )
     dataset: Dataset = build("datasets", name, {})
-    original = dataset.read(config.ROOT / "data" / "raw" / name)
+    original = dataset.read(schema.ROOT / "data" / "raw" / name)
     splits, dropped = divide(original, known[name].validation_images, known[name].split_seed)
-    with _whole(config.ROOT / "data" / name) as partial:
+    with _whole(schema.ROOT / "data" / name) as partial:
         manifest = data.write(partial, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
     _log.info("%s: %s; dropped: %s", name, manifest.counts, manifest.dropped)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.config import ROOT
+from pipeline.settings.schema import ROOT
 
 
 def home() -> Path:

@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tritonclient.grpc.model_config_pb2 import DataType
 
-from pipeline import yaml12
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.serving import disk
@@ -22,6 +21,7 @@ from pipeline.serving import repository as files
 from pipeline.serving.client import TritonError
 from pipeline.serving.control import READY, Control, states
 from pipeline.serving.ledger import lock
+from pipeline.settings import yaml12
 
 _PLATFORM = "ensemble"
 

@@ -33,7 +33,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Promote
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.progress import report
@@ -44,6 +43,7 @@ from pipeline.serving.client import Answer, TritonError
 from pipeline.serving.control import is_reachable
 from pipeline.serving.relay import Relay, Tensors, Wanted
 from pipeline.serving.sequential import Limit
+from pipeline.settings.schema import Promote
 
 _THREADS = 2
 """Requests that may be tried at once; more copies of the champion than that get one each. A share that is more than these can

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
-from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.serving import closed_loop, counters, open_loop, tls
 from pipeline.serving.client import Client
 from pipeline.serving.counters import ServerSide
 from pipeline.serving.histogram import Histogram
+from pipeline.settings.schema import ROOT
 
 WINDOWS = 3
 """Windows of a measurement, and of the stability check."""

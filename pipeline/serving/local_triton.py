@@ -20,10 +20,10 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.serving import tls
+from pipeline.settings.schema import ROOT
 
 REQUIREMENTS = ROOT / "infra" / "triton-requirements.txt"
 MIN_GLIBC = (2, 35)

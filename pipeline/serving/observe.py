@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import Promote
 from pipeline.progress import report
 from pipeline.serving import probes
 from pipeline.serving.client import Served
 from pipeline.serving.control import Control
 from pipeline.serving.golden import Golden
 from pipeline.serving.probes import Probes
+from pipeline.settings.schema import Promote
 
 _LOOK_SECONDS = 1.0
 _NOTHING = Served(0, 0, 0.0)

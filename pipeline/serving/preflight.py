@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from pipeline.config import ROOT
 from pipeline.errors import PromotionError
+from pipeline.settings.schema import ROOT
 
 _TAIL_LINES = 3
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.config import Promote
 from pipeline.serving.client import TritonError
 from pipeline.serving.control import Control, is_reachable
 from pipeline.serving.drift import drift
 from pipeline.serving.golden import Golden
+from pipeline.settings.schema import Promote
 
 ALPHA = 0.001
 """How likely chance may breach a limit that holds."""

@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Promote, Serving
 from pipeline.errors import ModelError, PromotionError
 from pipeline.machine import places
 from pipeline.protocols import Registry
@@ -42,6 +41,7 @@ from pipeline.serving.observe import observe
 from pipeline.serving.probes import Probes
 from pipeline.serving.repository import Artifact
 from pipeline.serving.temporary import refusal, remove_models
+from pipeline.settings.schema import Promote, Serving
 
 CHAMPION, PREVIOUS = "champion", "previous"
 

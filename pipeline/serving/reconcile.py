@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
 from pipeline.protocols import Registry
 from pipeline.serving import disk, golden, ledger
@@ -20,6 +19,7 @@ from pipeline.serving.golden import GOLDEN_FILE
 from pipeline.serving.mend import Finding, mend
 from pipeline.serving.promotion import CHAMPION, finish
 from pipeline.serving.pull import pull
+from pipeline.settings.schema import Promote, Serving
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from pipeline.candidates import load_engine
-from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.model_spec import ModelSpec, TensorSpec
 from pipeline.serving.local_triton import RESOURCE, TEMPORARY
+from pipeline.settings.schema import Serving
 
 BACKEND = Path(__file__).with_name("model.py")
 CONFIG_FILE = "config.pbtxt"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.serving import disk
@@ -14,6 +13,7 @@ from pipeline.serving.client import Client, TritonError
 from pipeline.serving.control import Control
 from pipeline.serving.ledger import lock
 from pipeline.serving.repository import Artifact
+from pipeline.settings.schema import Serving
 
 
 @contextlib.contextmanager

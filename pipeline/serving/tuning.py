@@ -17,8 +17,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from pipeline.config import Serving
 from pipeline.progress import report
+from pipeline.settings.schema import Serving
 
 TUNED = ("instances", "threads", "max_batch_size", "queue_delay_us")
 """The settings of the section `serving` that are searched."""

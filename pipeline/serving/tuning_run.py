@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Budget, Promote, Serving
 from pipeline.errors import FlyweightError, PromotionError, near_miss
 from pipeline.machine import places
 from pipeline.serving import load, onnx_artifact, tuning
@@ -21,6 +20,7 @@ from pipeline.serving.repository import Artifact
 from pipeline.serving.sweep import finite
 from pipeline.serving.temporary import temporary_models
 from pipeline.serving.tuning import TUNED, Figures, Trial, Tuning
+from pipeline.settings.schema import Budget, Promote, Serving
 
 _ROWS = 64
 """Different requests that are sent."""

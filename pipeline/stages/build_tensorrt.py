@@ -28,7 +28,6 @@ from pipeline.candidates import (
     load_candidates,
     save,
 )
-from pipeline.config import BuildTensorrt, Serving
 from pipeline.data import Split, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.files import sha256
@@ -38,6 +37,7 @@ from pipeline.parity import compare
 from pipeline.progress import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.runners import TensorRTRunner
+from pipeline.settings.schema import BuildTensorrt, Serving
 from pipeline.timing import time_runners
 
 IMAGES = 1000

@@ -13,11 +13,11 @@ import shutil
 from pathlib import Path
 
 from pipeline import checkpoint, macs
-from pipeline.config import Distill, Distributed
 from pipeline.data import load_manifest
 from pipeline.fitting import check_same_task, new_spec, size, train_job
 from pipeline.model_spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics
+from pipeline.settings.schema import Distill, Distributed
 from pipeline.training import TrainingJob
 
 BASELINE_FILE = "baseline.json"

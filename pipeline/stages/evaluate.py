@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 
 from pipeline import gate
 from pipeline.candidates import Candidate, Candidates, load_candidates, load_engines
-from pipeline.config import Budget, Evaluate, Serving
 from pipeline.data import Split, open_split
 from pipeline.errors import BudgetError, ModelError
 from pipeline.evaluation import (
@@ -49,6 +48,7 @@ from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE
 from pipeline.serving.repository import Artifact
 from pipeline.serving.temporary import temporary_models
+from pipeline.settings.schema import Budget, Evaluate, Serving
 from pipeline.timing import time_runners
 
 PREDICTIONS_FILE = "predictions.npz"

@@ -21,7 +21,6 @@ from pipeline import macs as sizes
 from pipeline import onnx_graph
 from pipeline.candidates import Candidate, Candidates, Mobile, Parity, save
 from pipeline.checkpoint import WEIGHTS_FILE, load
-from pipeline.config import ExportOnnx
 from pipeline.data import MANIFEST_FILE, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.files import sha256
@@ -31,6 +30,7 @@ from pipeline.parity import compare
 from pipeline.progress import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.runners import TorchRunner
+from pipeline.settings.schema import ExportOnnx
 from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
 from pipeline.widening import widened
 

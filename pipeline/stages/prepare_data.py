@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import ROOT, Data
 from pipeline.data import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
 from pipeline.machine import places
 from pipeline.progress import report
 from pipeline.protocols import Metrics
+from pipeline.settings.schema import ROOT, Data
 
 if TYPE_CHECKING:
     from dvc.output import Output

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from pipeline.candidates import Candidate, load_candidates
-from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
 from pipeline.evaluation import GOLDEN_FILE, Verdict, load_verdict
 from pipeline.files import sha256
@@ -33,6 +32,7 @@ from pipeline.serving.control import Control
 from pipeline.serving.golden import Golden
 from pipeline.serving.pull import VERDICT
 from pipeline.serving.repository import Artifact
+from pipeline.settings.schema import Promote, Serving
 
 PROMOTION_FILE = "promotion.json"
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint, components, macs, onnx_graph, sensitivity
-from pipeline.config import Distributed, Prune
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.fitting import check_same_task, train_job
 from pipeline.model_spec import ModelSpec, PruningStep, load_spec
 from pipeline.protocols import Metrics, Pruner
+from pipeline.settings.schema import Distributed, Prune
 from pipeline.training import TrainingJob, evaluate
 
 _PRUNER_BATCH = 64

@@ -27,7 +27,6 @@ from torch import nn
 
 from pipeline import fake_quant, onnx_graph, quant_plan
 from pipeline.checkpoint import WEIGHTS_FILE, load, save
-from pipeline.config import Distributed, Fit, Quantize
 from pipeline.data import Split, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.files import sha256
@@ -38,6 +37,7 @@ from pipeline.progress import report
 from pipeline.proof import Proof, prove
 from pipeline.protocols import Metrics, Quantizer
 from pipeline.saturation import Saturation, without_vnni
+from pipeline.settings.schema import Distributed, Fit, Quantize
 from pipeline.statistics import mcnemar
 from pipeline.training import TrainingJob
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import Distributed, Train
 from pipeline.data import load_manifest
 from pipeline.fitting import new_spec, train_job
 from pipeline.protocols import Metrics
+from pipeline.settings.schema import Distributed, Train
 from pipeline.training import TrainingJob
 
 

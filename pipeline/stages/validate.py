@@ -24,11 +24,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline import data_summary
-from pipeline.config import Expectations
 from pipeline.data import Manifest, load_manifest
 from pipeline.errors import DataError
 from pipeline.progress import report
 from pipeline.protocols import Metrics
+from pipeline.settings.schema import Expectations
 
 EXAMPLES = 3
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.candidates import load_candidates
-from pipeline.config import Serving, VerifyServed
 from pipeline.data import Split, open_split
 from pipeline.errors import PromotionError
 from pipeline.model_spec import load_spec
@@ -22,6 +21,7 @@ from pipeline.progress import report
 from pipeline.protocols import Metrics
 from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE, difference
+from pipeline.settings.schema import Serving, VerifyServed
 from pipeline.stages.promote import PROMOTION_FILE
 
 SERVED_FILE = "served.json"

@@ -15,9 +15,9 @@ from process_state import has_ended
 
 from pipeline import airflow_settings, stack
 from pipeline.airflow_client import AirflowClient
-from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
+from pipeline.settings.schema import ROOT
 
 pytestmark = pytest.mark.integration
 

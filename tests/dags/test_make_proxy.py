@@ -8,8 +8,8 @@ import pytest
 from airflow.sdk.exceptions import ParamValidationError
 from light import HEAVY
 
-from pipeline.config import ROOT
 from pipeline.graph import STAGES
+from pipeline.settings.schema import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError, TaskAwaitingInput
 from light import HEAVY
 
-from pipeline.config import ROOT
+from pipeline.settings.schema import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from process_state import has_ended
 from stage_operator import MlflowRunLink, error_text
 
-from pipeline.form import DEFAULT_RECIPE
+from pipeline.settings.form import DEFAULT_RECIPE
 
 
 def calls(home):

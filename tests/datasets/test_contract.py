@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import pipeline.datasets.__main__ as command
-from pipeline import components, config, data
+from pipeline import components, data
+from pipeline.settings import schema
 
 NAMES = components.names("datasets")
 
@@ -19,14 +20,14 @@ def test_has_labels_and_shape_and_is_known_to_dvc_and_settings(name: str) -> Non
     dataset = components.build("datasets", name, {})
     assert len(dataset.labels) == len(set(dataset.labels)) > 1
     assert len(dataset.image_shape) == 3
-    assert name in config.load().datasets
-    assert f"prepare@{name}:" in (config.ROOT / "dvc.lock").read_text()
+    assert name in schema.load().datasets
+    assert f"prepare@{name}:" in (schema.ROOT / "dvc.lock").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_read_gives_train_and_test(name: str, tmp_path: Path) -> None:
     dataset = components.build("datasets", name, {})
-    raw = config.ROOT / "data" / "raw" / name
+    raw = schema.ROOT / "data" / "raw" / name
     if name == "digits":
         dataset.fetch(tmp_path)
         raw = tmp_path
@@ -41,9 +42,9 @@ def test_read_gives_train_and_test(name: str, tmp_path: Path) -> None:
 
 def test_digits_from_the_package_to_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("params.yaml", "recipes"):
-        source = config.ROOT / name
+        source = schema.ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(schema, "ROOT", tmp_path)
     (tmp_path / "data" / "digits").mkdir(parents=True)
     (tmp_path / "data" / "digits" / "stale").touch()
     assert command.main(["fetch", "digits"]) == 0

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.config import Distributed
 from pipeline.distributed import launch as launching
 from pipeline.distributed.launch import launch, processes
 from pipeline.errors import FlyweightError, SettingsError
+from pipeline.settings.schema import Distributed
 
 TOYS = Path(__file__).parents[1] / "toys"
 ALONE = Distributed(nproc=1)

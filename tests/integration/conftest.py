@@ -16,9 +16,9 @@ from dag_runs import EPOCHS, Ended, trainers
 
 from pipeline import demo, evidence, stack
 from pipeline.airflow_client import AirflowClient
-from pipeline.config import ROOT
 from pipeline.doctor import browser
 from pipeline.machine import places
+from pipeline.settings.schema import ROOT
 
 
 @pytest.fixture(scope="package")

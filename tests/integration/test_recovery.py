@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from dag_runs import EPOCHS, Ended, run_dag, trainers
 
-from pipeline import config, handover
+from pipeline import handover
 from pipeline.serving.client import Client
+from pipeline.settings import schema
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -39,7 +40,7 @@ def test_a_killed_training_resumes_from_its_checkpoint_and_leaves_no_ghost(kille
 @pytest.fixture
 def damaged_shard() -> Iterator[Path]:
     """A training shard of the digits that has lost its end; whole again afterwards."""
-    shard = next((config.ROOT / "data" / "digits" / "train").glob("*.arrow"))
+    shard = next((schema.ROOT / "data" / "digits" / "train").glob("*.arrow"))
     whole = shard.with_suffix(".whole")
     shutil.copy2(shard, whole)
     try:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from pipeline import gate
-from pipeline.config import Budget
 from pipeline.evaluation import Evaluation, Host, Measured, Offline, Parity, Served
 from pipeline.quality import quality
+from pipeline.settings.schema import Budget
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # name: (noise of its answers, bytes, parameters, MACs, images/s offline, images/s through Triton, precision, target)

@@ -7,11 +7,11 @@ import pytest
 from load_toys import CURVE, result
 from rich.console import Console
 
-from pipeline.config import Serving
 from pipeline.report import load_report, plots
 from pipeline.serving.load import Closed, Open
 from pipeline.serving.sweep import Sweep
 from pipeline.serving.tuning import Trial, Tuning
+from pipeline.settings.schema import Serving
 
 
 def text(table):

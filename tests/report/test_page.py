@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import pytest
 
 from pipeline import gate
-from pipeline.config import Budget
 from pipeline.report import page
 from pipeline.report.table import table
+from pipeline.settings.schema import Budget
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

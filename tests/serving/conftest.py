@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from serving_toys import FakeTriton, Registry, Server
 
-from pipeline.config import ROOT, Serving
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import local_triton
+from pipeline.settings.schema import ROOT, Serving
 
 
 @pytest.fixture

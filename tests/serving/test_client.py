@@ -12,9 +12,9 @@ from PIL import Image
 from serving_toys import free_port
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from pipeline.config import ROOT
 from pipeline.errors import DataError
 from pipeline.serving.client import AsyncClient, Client, TritonError, load_image
+from pipeline.settings.schema import ROOT
 
 INPUT = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
 

@@ -8,7 +8,6 @@ from onnx import TensorProto, helper
 from serving_toys import artifact, images
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.onnx_runner import OnnxRunner
@@ -17,6 +16,7 @@ from pipeline.serving.client import Client, TritonError
 from pipeline.serving.ensemble import Step, config_pbtxt, publish, read_steps
 from pipeline.serving.onnx_artifact import from_file
 from pipeline.serving.temporary import remove_models
+from pipeline.settings.schema import Serving
 
 LOGITS = Step(model="proxy", inputs={"image": "image"}, outputs={"logits": "scores"})
 DOUBLE = Step(model="double", inputs={"x": "scores"}, outputs={"y": "twice"})

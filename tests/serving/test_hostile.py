@@ -9,11 +9,11 @@ import pytest
 from serving_toys import SHAPE, artifact, images
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from pipeline.config import Serving
 from pipeline.serving import repository
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.onnx_artifact import from_file
 from pipeline.serving.temporary import remove_models
+from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
 ROW = [1, 16]

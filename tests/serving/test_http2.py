@@ -8,8 +8,8 @@ from concurrent import futures
 import grpc
 import pytest
 
-from pipeline.config import ROOT
 from pipeline.serving.http2 import STATUS, Connection, prefixed
+from pipeline.settings.schema import ROOT
 
 METHOD = "/test.Service/Reverse"
 

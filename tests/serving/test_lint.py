@@ -2,15 +2,15 @@ import onnx_toys as toys
 import pytest
 from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 
-from pipeline import config
 from pipeline.candidates import ENGINE_FILE
-from pipeline.config import Serving
 from pipeline.errors import PromotionError, SettingsError
 from pipeline.files import sha256
 from pipeline.model_spec import TensorSpec
 from pipeline.serving.lint import lint
 from pipeline.serving.onnx_artifact import from_file
 from pipeline.serving.repository import Artifact
+from pipeline.settings import schema
+from pipeline.settings.schema import Serving
 
 
 def with_spec(tmp_path, **changed):
@@ -86,7 +86,7 @@ def test_settings_that_contradict_each_other_are_named(tmp_path):
         lint(one, Serving(response_cache=True, backend="onnxruntime", gpus=(1,)))
     lint(one, Serving(response_cache=True, backend="onnxruntime"))
     with pytest.raises(SettingsError, match=r"serving\.gpus is empty: name the GPUs"):
-        config.parse({"serving": {"backend": "tensorrt"}})
+        schema.parse({"serving": {"backend": "tensorrt"}})
 
 
 def test_an_engine_must_take_the_batches_that_triton_forms(tmp_path):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from serving_toys import QUICK, artifact, golden, images
 
-from pipeline.config import Promote
 from pipeline.errors import PromotionError
 from pipeline.serving import history, ledger, live, promotion
 from pipeline.serving.client import TritonError
@@ -19,6 +18,7 @@ from pipeline.serving.live import Judge, Pair
 from pipeline.serving.reconcile import reconcile
 from pipeline.serving.relay import receive_message, send_message, socket_path
 from pipeline.serving.repository import CONFIG_FILE
+from pipeline.settings.schema import Promote
 
 TRY = QUICK.model_copy(
     update={

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from serving_toys import QUICK, Clients, Registry, artifact, golden
 
-from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.serving import ledger, promotion
 from pipeline.serving import repository as files
@@ -19,6 +18,7 @@ from pipeline.serving.ledger import Ledger
 from pipeline.serving.reconcile import reconcile
 from pipeline.serving.relay import socket_path
 from pipeline.serving.temporary import remove_models
+from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
 TRY = QUICK.model_copy(
@@ -131,7 +131,7 @@ def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, mo
         "import sys, json; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
         "from pathlib import Path\n"
         "from serving_toys import Registry, OnnxRunner, artifact, golden\n"
-        "from pipeline.config import Promote, Serving\n"
+        "from pipeline.settings.schema import Promote, Serving\n"
         "from pipeline.serving import preflight, promotion\n"
         "from pipeline.serving.client import Client\n"
         "preflight.answers = lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs)\n"

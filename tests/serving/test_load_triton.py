@@ -10,12 +10,12 @@ from serving_toys import artifact, images
 
 from pipeline import tracking
 from pipeline.__main__ import main
-from pipeline.config import Budget, Promote, Serving
 from pipeline.errors import FlyweightError
 from pipeline.serving import load, onnx_artifact, tuning, tuning_run
 from pipeline.serving.client import Client
 from pipeline.serving.load import Closed, Open
 from pipeline.serving.temporary import temporary_models
+from pipeline.settings.schema import Budget, Promote, Serving
 
 pytestmark = pytest.mark.integration
 
@@ -101,7 +101,7 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
         "# mine\nserving: {queue_delay_us: 200000, instances: 1, max_batch_size: 8}  # slow\n"
     )
     (tmp_path / "recipes").mkdir()
-    monkeypatch.setattr("pipeline.config.ROOT", tmp_path)
+    monkeypatch.setattr("pipeline.settings.schema.ROOT", tmp_path)
     monkeypatch.setattr("pipeline.handover.experiment_id", lambda: "0")
     logged = {}
 

@@ -15,11 +15,11 @@ import tritonclient.grpc as grpcclient
 from onnx import TensorProto, helper
 from serving_toys import SHAPE, Server, artifact, images
 
-from pipeline.config import ROOT, Serving
 from pipeline.serving import repository
 from pipeline.serving.client import AsyncClient, Client, TritonError
 from pipeline.serving.onnx_artifact import from_file, golden, made_up
 from pipeline.serving.temporary import remove_models
+from pipeline.settings.schema import ROOT, Serving
 
 pytestmark = pytest.mark.integration
 

@@ -1,10 +1,10 @@
 import pytest
 from serving_toys import artifact, golden
 
-from pipeline.config import Promote, Serving
 from pipeline.serving import probes
 from pipeline.serving.observe import observe
 from pipeline.serving.repository import write_model
+from pipeline.settings.schema import Promote, Serving
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shutil
 import pytest
 from serving_toys import QUICK, artifact, golden, images
 
-from pipeline.config import Promote, Serving
 from pipeline.errors import PromotionError
 from pipeline.serving import disk, ledger, promotion
 from pipeline.serving.client import TritonError
@@ -15,6 +14,7 @@ from pipeline.serving.ledger import STEPS, Ledger
 from pipeline.serving.reconcile import reconcile
 from pipeline.serving.repository import Artifact, served_versions, version_directories
 from pipeline.serving.rollback import rollback
+from pipeline.settings.schema import Promote, Serving
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from serving_toys import QUICK, Clients, Registry, Server, artifact, golden, images
 
-from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.serving import disk, ledger, local_triton, promotion
 from pipeline.serving import repository as files
@@ -21,6 +20,7 @@ from pipeline.serving.ledger import STEPS, Ledger
 from pipeline.serving.reconcile import reconcile
 from pipeline.serving.rollback import rollback
 from pipeline.serving.temporary import remove_models
+from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
 

@@ -3,10 +3,10 @@ from google.protobuf import text_format
 from serving_toys import artifact, engine, spec
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from pipeline.config import Serving
 from pipeline.errors import PromotionError
 from pipeline.model_spec import TensorSpec
 from pipeline.serving import repository
+from pipeline.settings.schema import Serving
 
 
 def parsed(text):

@@ -13,11 +13,11 @@ import pytest
 from serving_toys import free_port
 
 from pipeline import processes, stack
-from pipeline.config import ROOT, Serving
 from pipeline.machine import places
 from pipeline.serving import local_triton, repository
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.onnx_artifact import from_file
+from pipeline.settings.schema import ROOT, Serving
 
 pytestmark = pytest.mark.integration
 ONES = {name: np.ones((1, 16), np.int32) for name in ("INPUT0", "INPUT1")}

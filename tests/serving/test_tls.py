@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from pipeline.config import ROOT
 from pipeline.errors import FlyweightError
 from pipeline.serving import local_triton, tls
+from pipeline.settings.schema import ROOT
 
 
 def certificates(directory, *names):

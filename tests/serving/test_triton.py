@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
-from pipeline.config import Serving
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import load, local_triton, promotion
 from pipeline.serving.client import Client, TritonError, TritonRunner, classify
 from pipeline.serving.rollback import rollback
 from pipeline.serving.temporary import remove_models, temporary_models
+from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.config import Serving
 from pipeline.serving import tuning
 from pipeline.serving.tuning import TUNED, along, copies_and_threads, interval, score, tune
+from pipeline.settings.schema import Serving
 
 START = Serving()
 

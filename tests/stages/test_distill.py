@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import Component, Distill, Distributed, Fit, Train
 from pipeline.errors import ModelError, SettingsError
+from pipeline.settings.schema import Component, Distill, Distributed, Fit, Train
 from pipeline.stages import distill as distilling
 from pipeline.stages.distill import distill
 from pipeline.stages.train import train

@@ -14,12 +14,12 @@ from pipeline import data as prepared
 from pipeline.candidates import Candidate, Candidates, Engines, Parity
 from pipeline.candidates import save as save_candidates
 from pipeline.checkpoint import save
-from pipeline.config import Budget, Evaluate, Serving
 from pipeline.errors import BudgetError, ModelError
 from pipeline.evaluation import Served, load_evaluation, load_verdict
 from pipeline.files import sha256
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.report import plots
+from pipeline.settings.schema import Budget, Evaluate, Serving
 from pipeline.stages import evaluate as stage
 
 LABELS = ("zero", "one", "two", "three")

@@ -9,7 +9,6 @@ import pytest
 
 from pipeline import checkpoint, macs, mobile, onnx_graph
 from pipeline.candidates import load_candidates
-from pipeline.config import ExportOnnx
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
@@ -17,6 +16,7 @@ from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.bf16 import Bf16
 from pipeline.runners import TorchRunner
+from pipeline.settings.schema import ExportOnnx
 from pipeline.stages import export_onnx as stage
 from pipeline.stages.export_onnx import export_onnx
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config, data
+from pipeline import data
 from pipeline.errors import DataError
 from pipeline.machine import places
+from pipeline.settings import schema
 from pipeline.stages import prepare_data as stage
 
 MAKE = """
@@ -64,7 +65,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FLYWEIGHT_DATA", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(config.ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(schema.ROOT))
     monkeypatch.setattr(stage, "ROOT", built)
     monkeypatch.setattr(places, "ROOT", built)
     return built
@@ -72,7 +73,7 @@ def root(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(out: Path, name: str = "toy") -> dict:
     out.mkdir(exist_ok=True)
-    return dict(stage.prepare_data(config.Data(dataset=name), out=out))
+    return dict(stage.prepare_data(schema.Data(dataset=name), out=out))
 
 
 def no_repro(target: str) -> None:
@@ -189,7 +190,7 @@ def test_directory_that_dvc_does_not_list_is_taken_as_it_is(root: Path, tmp_path
 
 @pytest.mark.integration
 def test_fresh_clone_rebuilds_what_dvc_lock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subprocess.run(["git", "clone", "-q", str(config.ROOT), str(tmp_path / "clone")], check=True)
+    subprocess.run(["git", "clone", "-q", str(schema.ROOT), str(tmp_path / "clone")], check=True)
     for module in (stage, places):
         monkeypatch.setattr(module, "ROOT", tmp_path / "clone")
     monkeypatch.delenv("FLYWEIGHT_DATA", raising=False)

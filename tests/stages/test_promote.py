@@ -7,10 +7,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from serving_toys import FakeTriton, Registry, images, write_candidates
 
-from pipeline.config import Promote, Serving
 from pipeline.errors import ModelError, PromotionError
 from pipeline.files import sha256
 from pipeline.onnx_runner import OnnxRunner
+from pipeline.settings.schema import Promote, Serving
 from pipeline.stages.promote import promote
 
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import Component, Distributed, Fit, Prune, Train
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.model_spec import load_spec
+from pipeline.settings.schema import Component, Distributed, Fit, Prune, Train
 from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train

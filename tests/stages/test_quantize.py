@@ -10,7 +10,6 @@ import pytest
 from onnx import numpy_helper
 
 from pipeline import checkpoint, training
-from pipeline.config import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
@@ -19,6 +18,7 @@ from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import Proof
 from pipeline.saturation import WITH_VNNI, Saturation
+from pipeline.settings.schema import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
 from pipeline.stages.quantize import answered_right, calibration_images, quantize

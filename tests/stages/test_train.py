@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.config import Component, Distributed, Fit, Train
 from pipeline.data import open_split
 from pipeline.errors import DataError, SettingsError
+from pipeline.settings.schema import Component, Distributed, Fit, Train
 from pipeline.stages.train import train
 from pipeline.training import evaluate
 

@@ -11,17 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import config, data, data_summary
+from pipeline import data, data_summary
 from pipeline.datasets import divide
 from pipeline.datasets.digits import Digits
 from pipeline.errors import DataError
+from pipeline.settings import schema
 
 pytestmark = pytest.mark.integration  # the whole stage, with Great Expectations
 
-LIMITS = config.Expectations(min_images=50)
+LIMITS = schema.Expectations(min_images=50)
 
 
-def validate(settings: config.Expectations, directory: Path, out: Path) -> dict[str, float]:
+def validate(settings: schema.Expectations, directory: Path, out: Path) -> dict[str, float]:
     from pipeline.stages.validate import validate as stage
 
     out.mkdir()
@@ -91,7 +92,7 @@ def failures(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     truncated.write_bytes(truncated.read_bytes()[:9000])
     rewrite(bad / "test/part-00000.arrow", swapped)
     with pytest.raises(DataError) as caught:
-        validate(config.Expectations(min_images=200), bad, directory / "out")
+        validate(schema.Expectations(min_images=200), bad, directory / "out")
     summary = json.loads((directory / "out" / "validation.json").read_text())
     assert not summary["success"]
     assert all(f"  - {failure}" in str(caught.value) for failure in summary["failures"])
@@ -190,8 +191,8 @@ def test_drift_is_what_chance_cannot_explain(digits: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["fashion_mnist", "digits"])
 def test_the_real_data_passes(name: str, tmp_path: Path) -> None:
-    directory = config.ROOT / "data" / name
+    directory = schema.ROOT / "data" / name
     if not directory.is_dir():
         pytest.skip(f"{directory} is not there: run `python -m dvc repro prepare@{name}`")
-    limits = config.Expectations() if name == "fashion_mnist" else LIMITS
+    limits = schema.Expectations() if name == "fashion_mnist" else LIMITS
     assert validate(limits, directory, tmp_path / "out")["failed_expectations"] == 0

@@ -5,11 +5,11 @@ import pytest
 from serving_toys import LABELS, images, write_candidates, write_onnx
 
 from pipeline import data
-from pipeline.config import Serving, VerifyServed
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving.client import Answer
+from pipeline.settings.schema import Serving, VerifyServed
 from pipeline.stages.verify_served import verify_served
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from serving_toys import QUICK, Registry, artifact, golden
 
-from pipeline.config import Serving
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import preflight, promotion
 from pipeline.serving.client import Client
 from pipeline.serving.ledger import Ledger
+from pipeline.settings.schema import Serving
 
 
 def promote(directory: str, factor: float, model: str, registry: str, kill_at: str) -> None:

@@ -16,7 +16,6 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
-from pipeline.config import Promote
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.model_spec import ModelSpec, Preprocessing, image_classifier
@@ -25,6 +24,7 @@ from pipeline.serving import local_triton
 from pipeline.serving.client import Answer, Client, Served, TritonError
 from pipeline.serving.golden import Golden
 from pipeline.serving.repository import ATTESTED, Artifact, served_versions, version_directories
+from pipeline.settings.schema import Promote
 
 QUICK = Promote(load_timeout_s=5.0, observe_s=0.0, probes=4, max_p99_ratio=1e6)
 """Settings of a promotion that neither waits nor looks at a busy machine's latencies."""

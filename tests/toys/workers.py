@@ -68,7 +68,7 @@ def _listening():
 
 
 if __name__ == "__main__":  # a stage of two processes that only wait, for tests that end it
-    from pipeline.config import Distributed
     from pipeline.distributed.launch import launch
+    from pipeline.settings.schema import Distributed
 
     launch("workers:sleep", {"out": sys.argv[1]}, Distributed(nproc=2), Path(sys.argv[1]))

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline import config
 from pipeline.errors import SettingsError
+from pipeline.settings import schema
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def refusal(overrides=None, recipe=None):
     with pytest.raises(SettingsError) as caught:
-        config.load(recipe, overrides)
+        schema.load(recipe, overrides)
     return str(caught.value)
 
 
@@ -127,7 +127,7 @@ def test_an_unknown_component_is_refused_with_the_near_miss(key, kind, near):
 
 
 def test_a_component_of_ones_own_is_taken_by_its_path():
-    assert config.load(overrides={"distill.loss.name": "mine.losses:Focal"}).distill.loss.name == "mine.losses:Focal"
+    assert schema.load(overrides={"distill.loss.name": "mine.losses:Focal"}).distill.loss.name == "mine.losses:Focal"
 
 
 # Settings that contradict each other.
@@ -145,7 +145,7 @@ def test_a_p99_at_a_concurrency_that_is_not_measured():
         "\n  - budget.at_concurrency is 32, which evaluate.concurrency [1, 16, 64] does not measure: "
         "add it there or choose one of them" in refusal({"budget.p99_ms": 5.0, "budget.at_concurrency": 32})
     )
-    assert config.load(overrides={"budget.at_concurrency": 32}).budget.p99_ms is None, (
+    assert schema.load(overrides={"budget.at_concurrency": 32}).budget.p99_ms is None, (
         "without a limit it does not matter"
     )
 
@@ -155,7 +155,7 @@ def test_an_engine_of_a_graph_that_is_not_written():
         "\n  - build_tensorrt.candidates names int8_tensorrt, but quantize.targets has no 'tensorrt': "
         "add it there or drop the candidate" in refusal({"quantize.targets": ["cpu"]})
     )
-    allowed = config.load(overrides={"quantize.targets": ["cpu"], "build_tensorrt.candidates": ["pruned"]})
+    allowed = schema.load(overrides={"quantize.targets": ["cpu"], "build_tensorrt.candidates": ["pruned"]})
     assert allowed.quantize.targets == ("cpu",)
 
 
@@ -185,7 +185,7 @@ def test_a_recipe_cannot_change_datasets_either(tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "params.yaml").write_text("datasets: {digits: {validation_images: 180}}\n")
     (tmp_path / "recipes" / "bad.yaml").write_text("datasets: {digits: {validation_images: 10}}\n")
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(schema, "ROOT", tmp_path)
     assert refusal(recipe="bad").startswith("recipes/bad.yaml: 'datasets' is pinned by dvc.lock;")
 
 
@@ -200,12 +200,12 @@ def test_a_recipe_cannot_change_datasets_either(tmp_path, monkeypatch):
 )
 def test_a_params_yaml_that_cannot_be_read(tmp_path, monkeypatch, text, message):
     (tmp_path / "params.yaml").write_text(text)
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(schema, "ROOT", tmp_path)
     assert message in refusal()
 
 
 def test_no_params_yaml_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(schema, "ROOT", tmp_path)
     assert refusal().endswith("No such file or directory; run from the repository or set FLYWEIGHT_ROOT")
 
 
@@ -213,35 +213,35 @@ def test_no_params_yaml_at_all(tmp_path, monkeypatch):
 
 
 def test_later_wins():
-    assert config.load().train.fit.batch_size == config.Fit().batch_size
-    assert config.load("digits").train.fit.batch_size == 64
-    assert config.load("digits", {"train.fit.batch_size": 32}).train.fit.batch_size == 32
+    assert schema.load().train.fit.batch_size == schema.Fit().batch_size
+    assert schema.load("digits").train.fit.batch_size == 64
+    assert schema.load("digits", {"train.fit.batch_size": 32}).train.fit.batch_size == 32
     assert (
-        config.load("digits", {"train.fit.batch_size": 32}).train.fit.epochs == config.load("digits").train.fit.epochs
+        schema.load("digits", {"train.fit.batch_size": 32}).train.fit.epochs == schema.load("digits").train.fit.epochs
     )
 
 
 def test_one_argument_of_a_component_can_be_changed_alone():
     for recipe in (None, "demo"):
-        loss = config.load(recipe, {"distill.loss.temperature": 2.0}).distill.loss
+        loss = schema.load(recipe, {"distill.loss.temperature": 2.0}).distill.loss
         assert (loss.name, loss.arguments) == ("kd", {"temperature": 2.0, "alpha": 0.9})
 
 
 def test_a_new_name_drops_the_arguments_of_the_old_one():
-    loss = config.load("demo", {"distill.loss.name": "mine:Loss"}).distill.loss
+    loss = schema.load("demo", {"distill.loss.name": "mine:Loss"}).distill.loss
     assert (loss.name, loss.arguments) == ("mine:Loss", {})
 
 
 def test_arguments_of_a_new_component_may_stand_before_its_name():
     for order in (("beta", "name"), ("name", "beta")):
         values = {"beta": 8, "name": "mine:Loss"}
-        loss = config.load("demo", {f"distill.loss.{key}": values[key] for key in order}).distill.loss
+        loss = schema.load("demo", {f"distill.loss.{key}": values[key] for key in order}).distill.loss
         assert loss.arguments == {"beta": 8}
 
 
 def test_a_list_is_replaced_not_merged():
-    assert config.load("demo", {"train.model.blocks": [2]}).train.model.arguments["blocks"] == [2]
-    assert config.load("demo", {"evaluate.concurrency": [4]}).evaluate.concurrency == (4,)
+    assert schema.load("demo", {"train.model.blocks": [2]}).train.model.arguments["blocks"] == [2]
+    assert schema.load("demo", {"evaluate.concurrency": [4]}).evaluate.concurrency == (4,)
 
 
 # --set.
@@ -249,53 +249,53 @@ def test_a_list_is_replaced_not_merged():
 
 def test_values_of_set_are_yaml_1_2():
     pairs = ("a=3", "b=0.5", "c=1e-3", "d=off", "e=[1, 2]", "f={name: kd}", "g=true", "h=", "i=x=y", "j= 2E2", "k=no")
-    assert config.parse_overrides(pairs) == {
+    assert schema.parse_overrides(pairs) == {
         "a": 3, "b": 0.5, "c": 0.001, "d": "off", "e": [1, 2], "f": {"name": "kd"}, "g": True, "h": None, "i": "x=y",
         "j": 200.0, "k": "no",
     }  # fmt: skip
 
 
 def test_off_and_an_exponent_reach_the_settings_as_they_look():
-    settings = config.load(overrides=config.parse_overrides(("build_tensorrt.builder=off", "train.fit.lr=1e-3")))
+    settings = schema.load(overrides=schema.parse_overrides(("build_tensorrt.builder=off", "train.fit.lr=1e-3")))
     assert (settings.build_tensorrt.builder, settings.train.fit.lr) == ("off", 0.001)
 
 
 @pytest.mark.parametrize("pair", ["train.fit.epochs", "=3", " =3"])
 def test_set_without_a_key_or_a_value(pair):
     with pytest.raises(SettingsError) as caught:
-        config.parse_overrides((pair,))
+        schema.parse_overrides((pair,))
     assert str(caught.value) == f"--set takes key=value, for example train.fit.epochs=3; got {pair!r}"
 
 
 def test_set_with_a_value_that_is_not_yaml():
     with pytest.raises(SettingsError, match=r"--set a=\[1: the value is not YAML: "):
-        config.parse_overrides(("a=[1",))
+        schema.parse_overrides(("a=[1",))
 
 
 # Frozen, whole, light.
 
 
 def test_settings_cannot_be_changed():
-    settings = config.load()
+    settings = schema.load()
     for section, name in ((settings, "seed"), (settings.train.fit, "epochs"), (settings.distill.loss, "name")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, name, 1)
 
 
 def test_settings_survive_a_round_trip_through_json():
-    settings = config.load("full", {"distributed.nproc": 3, "budget.p99_ms": 4.0, "budget.at_concurrency": 16})
-    assert config.parse(json.loads(settings.model_dump_json())) == settings
+    settings = schema.load("full", {"distributed.nproc": 3, "budget.p99_ms": 4.0, "budget.at_concurrency": 16})
+    assert schema.parse(json.loads(settings.model_dump_json())) == settings
 
 
 def test_every_setting_has_a_sentence_of_help():
-    for key, info in config.fields():
+    for key, info in schema.fields():
         assert info.description and info.description.rstrip()[-1] in ".;", f"{key} has no sentence of help"
 
 
 def test_nothing_heavy_is_imported():
     """Airflow imports it whenever it parses the DAG."""
     code = (
-        "import sys; import pipeline.config as c; c.load('demo'); "
+        "import sys; import pipeline.settings.schema as c; c.load('demo'); "
         "heavy = {'torch', 'mlflow', 'great_expectations', 'onnxruntime', 'pandas', 'sklearn', 'airflow', 'numpy'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

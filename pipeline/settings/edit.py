@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from pipeline import yaml12
 from pipeline.errors import SettingsError
+from pipeline.settings import yaml12
 
 
 def update(path: Path, section: str, values: Mapping[str, int]) -> None:

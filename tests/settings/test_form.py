@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline import config
-from pipeline.form import DEFAULT_RECIPE, FORCE, RECIPE, params, settings_arguments
+from pipeline.settings import schema as config
+from pipeline.settings.form import DEFAULT_RECIPE, FORCE, RECIPE, params, settings_arguments
 
 
 @pytest.fixture(scope="module")

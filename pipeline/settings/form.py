@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline import yaml12
-from pipeline.config import ROOT, Settings, fields, recipes
+from pipeline.settings import yaml12
+from pipeline.settings.schema import ROOT, Settings, fields, recipes
 
 RECIPE = "recipe"
 FORCE = "force"

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the schema in config.py: ``python -m pipeline.settings_doc``.
+"""Write docs/settings.md from the schema in config.py: ``python -m pipeline.settings.page``.
 
 A test compares the file with `render()`, so that the page cannot say what the code no longer does.
 """
@@ -9,15 +9,16 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline import components, yaml12
-from pipeline.config import ROOT, DatasetSplit, Section, Settings, fields, recipes
+from pipeline import components
+from pipeline.settings import yaml12
+from pipeline.settings.schema import ROOT, DatasetSplit, Section, Settings, fields, recipes
 
 PAGE = ROOT / "docs" / "settings.md"
 
 _INTRODUCTION = """\
 # Settings
 
-<!-- Written by `python -m pipeline.settings_doc`. Change the texts in pipeline/config.py, then run that again. -->
+<!-- Written by `python -m pipeline.settings.page`. Change the texts in pipeline/settings/schema.py, then run that again. -->
 
 Every setting of a run. A later source wins over an earlier one:
 

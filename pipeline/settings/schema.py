@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline import components, yaml12
+from pipeline import components
 from pipeline.errors import SettingsError, near_miss
+from pipeline.settings import yaml12
 
-ROOT = Path(os.environ.get("FLYWEIGHT_ROOT", Path(__file__).resolve().parent.parent))
+ROOT = Path(os.environ.get("FLYWEIGHT_ROOT", Path(__file__).resolve().parents[2]))
 """The directory that holds params.yaml, recipes/, dvc.yaml and data/."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline import yaml12
 from pipeline.errors import SettingsError
-from pipeline.settings_file import update, with_values
+from pipeline.settings import yaml12
+from pipeline.settings.edit import update, with_values
 
 VALUES = {"instances": 4, "queue_delay_us": 500}
 TEXTS = {
