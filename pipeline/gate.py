@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline.evaluation import TEACHER, CandidateVerdict, Check, Measured, Verdict
+from pipeline.records.evaluation import TEACHER, CandidateVerdict, Check, Measured, Verdict
 from pipeline.settings.schema import Budget
 
 TIE = 0.1

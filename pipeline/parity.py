@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.candidates import Parity
 from pipeline.errors import ModelError
 from pipeline.protocols import Runner
+from pipeline.records.candidates import Parity
 
 
 def compare(runner: Runner, reference: Runner, images: NDArray[np.uint8], batch: int = 64) -> Parity:

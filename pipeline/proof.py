@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ModelError
-from pipeline.evaluation import Offline
 from pipeline.machine import cpu
 from pipeline.machine.cpu import Cpu
 from pipeline.onnx_runner import OnnxRunner, session_options
 from pipeline.protocols import Metrics
+from pipeline.records.evaluation import Offline
 from pipeline.timing import time_runners
 
 BATCHES = (1, 32, 64)

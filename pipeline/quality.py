@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import statistics
-from pipeline.evaluation import Estimate, Quality, ReliabilityBin
+from pipeline.records.evaluation import Estimate, Quality, ReliabilityBin
 
 
 def quality(

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import trt
-from pipeline.candidates import load_engine
 from pipeline.checkpoint import WithPreprocessing, load
 from pipeline.errors import ModelError
+from pipeline.records.candidates import load_engine
 
 
 class TorchRunner:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation import Offline
 from pipeline.protocols import Runner
+from pipeline.records.evaluation import Offline
 
 ROUNDS = 5
 """Each timing is spread over so many rounds; in each round every runner has its turn."""

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import gate
-from pipeline.evaluation import Estimate, Measured, Offline, Parity, Quality, Served
+from pipeline.records.evaluation import Estimate, Measured, Offline, Parity, Quality, Served
 from pipeline.settings.schema import Budget
 
 BUDGET = Budget(accuracy_drop=0.01, size_ratio=8, speedup=8, served_speedup=2.5)

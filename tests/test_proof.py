@@ -9,12 +9,12 @@ import torch
 from pipeline import onnx_graph, proof
 from pipeline.checkpoint import build
 from pipeline.errors import ModelError
-from pipeline.evaluation import Offline
 from pipeline.machine import cpu
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators, prove
 from pipeline.quantizers.static import Static
+from pipeline.records.evaluation import Offline
 
 
 @pytest.fixture(scope="module")

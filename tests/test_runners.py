@@ -7,10 +7,10 @@ import torch
 from onnx import helper
 
 from pipeline import checkpoint
-from pipeline.candidates import Engine, Profile
 from pipeline.errors import ModelError
 from pipeline.model_spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner, session_options
+from pipeline.records.candidates import Engine, Profile
 from pipeline.runners import TensorRTRunner, TorchRunner
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from pipeline.evaluation import TEACHER, Evaluation, Verdict
+from pipeline.records.evaluation import TEACHER, Evaluation, Verdict
 from pipeline.report.table import bytes_, count, recall_changes, title
 
 INK = "#1a1c20"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation import TEACHER, CandidateVerdict, Evaluation, Measured, Offline, Served, Verdict
+from pipeline.records.evaluation import TEACHER, CandidateVerdict, Evaluation, Measured, Offline, Served, Verdict
 
 if TYPE_CHECKING:
     import rich.table

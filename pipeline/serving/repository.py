@@ -17,10 +17,10 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from pipeline.candidates import load_engine
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.model_spec import ModelSpec, TensorSpec
+from pipeline.records.candidates import load_engine
 from pipeline.serving.local_triton import RESOURCE, TEMPORARY
 from pipeline.settings.schema import Serving
 

@@ -17,7 +17,15 @@ import numpy as np
 import torch
 
 from pipeline import trt
-from pipeline.candidates import (
+from pipeline.data import Split, open_split
+from pipeline.errors import ModelError, Skipped
+from pipeline.files import sha256
+from pipeline.model_spec import SPEC_FILE, load_spec
+from pipeline.onnx_runner import OnnxRunner
+from pipeline.parity import compare
+from pipeline.progress import report
+from pipeline.protocols import Metrics, Runner
+from pipeline.records.candidates import (
     ENGINE_FILE,
     LAYERS_FILE,
     Candidate,
@@ -28,14 +36,6 @@ from pipeline.candidates import (
     load_candidates,
     save,
 )
-from pipeline.data import Split, open_split
-from pipeline.errors import ModelError, Skipped
-from pipeline.files import sha256
-from pipeline.model_spec import SPEC_FILE, load_spec
-from pipeline.onnx_runner import OnnxRunner
-from pipeline.parity import compare
-from pipeline.progress import report
-from pipeline.protocols import Metrics, Runner
 from pipeline.runners import TensorRTRunner
 from pipeline.settings.schema import BuildTensorrt, Serving
 from pipeline.timing import time_runners

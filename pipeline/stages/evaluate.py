@@ -20,10 +20,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from pipeline import gate
-from pipeline.candidates import Candidate, Candidates, load_candidates, load_engines
 from pipeline.data import Split, open_split
 from pipeline.errors import BudgetError, ModelError
-from pipeline.evaluation import (
+from pipeline.machine import cpu
+from pipeline.model_spec import load_spec
+from pipeline.onnx_runner import OnnxRunner
+from pipeline.progress import report
+from pipeline.protocols import Metrics, Runner
+from pipeline.quality import quality
+from pipeline.records.candidates import Candidate, Candidates, load_candidates, load_engines
+from pipeline.records.evaluation import (
     GOLDEN_FILE,
     TEACHER,
     Evaluation,
@@ -35,12 +41,6 @@ from pipeline.evaluation import (
     Verdict,
     save,
 )
-from pipeline.machine import cpu
-from pipeline.model_spec import load_spec
-from pipeline.onnx_runner import OnnxRunner
-from pipeline.progress import report
-from pipeline.protocols import Metrics, Runner
-from pipeline.quality import quality
 from pipeline.report import plots
 from pipeline.runners import TorchRunner
 from pipeline.serving import load

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from pipeline import macs as sizes
 from pipeline import onnx_graph
-from pipeline.candidates import Candidate, Candidates, Mobile, Parity, save
 from pipeline.checkpoint import WEIGHTS_FILE, load
 from pipeline.data import MANIFEST_FILE, load_manifest, open_split
 from pipeline.errors import ModelError
@@ -29,6 +28,7 @@ from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
 from pipeline.progress import report
 from pipeline.protocols import Metrics, Runner
+from pipeline.records.candidates import Candidate, Candidates, Mobile, Parity, save
 from pipeline.runners import TorchRunner
 from pipeline.settings.schema import ExportOnnx
 from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from pipeline.candidates import Candidate, load_candidates
 from pipeline.errors import PromotionError
-from pipeline.evaluation import GOLDEN_FILE, Verdict, load_verdict
 from pipeline.files import sha256
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.protocols import Metrics, Registry
+from pipeline.records.candidates import Candidate, load_candidates
+from pipeline.records.evaluation import GOLDEN_FILE, Verdict, load_verdict
 from pipeline.serving import golden as answers
 from pipeline.serving import promotion
 from pipeline.serving.client import Client

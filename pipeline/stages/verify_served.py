@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.candidates import load_candidates
 from pipeline.data import Split, open_split
 from pipeline.errors import PromotionError
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
 from pipeline.protocols import Metrics
+from pipeline.records.candidates import load_candidates
 from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE, difference
 from pipeline.settings.schema import Serving, VerifyServed

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline import gate
-from pipeline.evaluation import Evaluation, Host, Measured, Offline, Parity, Served
 from pipeline.quality import quality
+from pipeline.records.evaluation import Evaluation, Host, Measured, Offline, Parity, Served
 from pipeline.settings.schema import Budget
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

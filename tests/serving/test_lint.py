@@ -2,10 +2,10 @@ import onnx_toys as toys
 import pytest
 from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 
-from pipeline.candidates import ENGINE_FILE
 from pipeline.errors import PromotionError, SettingsError
 from pipeline.files import sha256
 from pipeline.model_spec import TensorSpec
+from pipeline.records.candidates import ENGINE_FILE
 from pipeline.serving.lint import lint
 from pipeline.serving.onnx_artifact import from_file
 from pipeline.serving.repository import Artifact

@@ -8,9 +8,7 @@ import onnx
 import pytest
 import torch
 
-from pipeline import candidates as files
 from pipeline import checkpoint, components, fake_quant, onnx_graph, quant_plan, trt
-from pipeline.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
 from pipeline.checkpoint import build
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import ModelError, Skipped
@@ -18,6 +16,8 @@ from pipeline.files import sha256
 from pipeline.model_spec import Preprocessing, image_classifier, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static
+from pipeline.records import candidates as files
+from pipeline.records.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
 from pipeline.settings.schema import BuildTensorrt, Serving
 from pipeline.stages import build_tensorrt as stage
 from pipeline.stages.build_tensorrt import build_tensorrt, choose

@@ -11,13 +11,13 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from pipeline import data as prepared
-from pipeline.candidates import Candidate, Candidates, Engines, Parity
-from pipeline.candidates import save as save_candidates
 from pipeline.checkpoint import save
 from pipeline.errors import BudgetError, ModelError
-from pipeline.evaluation import Served, load_evaluation, load_verdict
 from pipeline.files import sha256
 from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.records.candidates import Candidate, Candidates, Engines, Parity
+from pipeline.records.candidates import save as save_candidates
+from pipeline.records.evaluation import Served, load_evaluation, load_verdict
 from pipeline.report import plots
 from pipeline.settings.schema import Budget, Evaluate, Serving
 from pipeline.stages import evaluate as stage

@@ -8,13 +8,13 @@ import onnx
 import pytest
 
 from pipeline import checkpoint, macs, mobile, onnx_graph
-from pipeline.candidates import load_candidates
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
 from pipeline.model_spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.bf16 import Bf16
+from pipeline.records.candidates import load_candidates
 from pipeline.runners import TorchRunner
 from pipeline.settings.schema import ExportOnnx
 from pipeline.stages import export_onnx as stage

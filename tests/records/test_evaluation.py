@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline import evaluation
 from pipeline.errors import ModelError
-from pipeline.evaluation import Evaluation, Host, Measured, Offline, Served, Verdict
+from pipeline.records import evaluation
+from pipeline.records.evaluation import Evaluation, Host, Measured, Offline, Served, Verdict
 
 HOST = Host(cpu="a cpu", cores=2, flags=("avx2",), system="Linux", python="3.11", onnxruntime="1", torch="2")
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline import candidates
-from pipeline.candidates import Candidate, Candidates, Engines, Parity, load_candidates, load_engines
 from pipeline.errors import ModelError
+from pipeline.records import candidates
+from pipeline.records.candidates import Candidate, Candidates, Engines, Parity, load_candidates, load_engines
 
 
 @pytest.fixture
