@@ -16,10 +16,10 @@ import numpy as np
 import onnxruntime
 
 from pipeline import onnx_graph
-from pipeline.checkpoint import build
 from pipeline.machine import cpu
-from pipeline.macs import macs
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import build
+from pipeline.models.size import macs
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.timing import time_runners
 

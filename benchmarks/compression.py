@@ -32,10 +32,11 @@ import torch
 from compression_report import Measured
 from torch import nn
 
-from pipeline import checkpoint, macs, onnx_graph
+from pipeline import onnx_graph
 from pipeline.data import open_split
 from pipeline.machine import places
-from pipeline.model_spec import load_spec
+from pipeline.models import checkpoint, size
+from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.settings.schema import Component, Distill, Distributed, Finetune, Fit, Prune, Quantize, Train
 from pipeline.stages.distill import distill
@@ -181,7 +182,7 @@ class Run:
             spec, network = checkpoint.load(directory)
             file = folder / f"{name}.onnx"
             onnx_graph.export(spec, network, file)
-            made[name] = Measured.of(file, self.seed, macs.macs(network, spec.image_shape), macs.parameters(network))
+            made[name] = Measured.of(file, self.seed, size.macs(network, spec.image_shape), size.parameters(network))
         for name, form in FORMS:
             file = folder / f"{name} + {form}.onnx"
             QUANTIZERS[form].build("quantizers")(made[name].file, images, file, "cpu")

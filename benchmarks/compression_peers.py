@@ -21,8 +21,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import macs, surgery
-from pipeline.model_spec import ModelSpec, PruningStep
+from pipeline.models import size, surgery
+from pipeline.models.spec import ModelSpec, PruningStep
 
 NNCF = ("nncf==3.4.0", f"onnx=={onnx.__version__}", f"onnxruntime=={onnxruntime.__version__}")
 NAMES = ("ONNX Runtime defaults", "NNCF")
@@ -71,7 +71,7 @@ class PlainTorchPruning:
     def __call__(self, spec: ModelSpec, network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> PruningStep:
         """Prune in place."""
         image = torch.zeros(1, *spec.image_shape)
-        whole = macs.macs(network, spec.image_shape)
+        whole = size.macs(network, spec.image_shape)
         steps = 100
         pruner = torch_pruning.pruner.BasePruner(
             network,
@@ -82,6 +82,6 @@ class PlainTorchPruning:
             round_to=8,
             ignored_layers=[network.get_submodule("head")],
         )
-        while macs.macs(network, spec.image_shape) > self.keep_macs * whole:
+        while size.macs(network, spec.image_shape) > self.keep_macs * whole:
             pruner.step()
         return PruningStep(method="torch-pruning", widths=surgery.widths(network))

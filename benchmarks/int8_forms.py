@@ -23,9 +23,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 
 from pipeline import onnx_graph
-from pipeline.checkpoint import build
 from pipeline.machine import cpu
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import build
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static
 from pipeline.timing import time_runners

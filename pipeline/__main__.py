@@ -24,7 +24,7 @@ from pipeline.graph import STAGES, Stage
 from pipeline.settings import schema
 
 if TYPE_CHECKING:
-    from pipeline.model_spec import ModelSpec
+    from pipeline.models.spec import ModelSpec
 
 _recipe, _set, _force, _pipeline = cli_options.recipe, cli_options.overrides, cli_options.force, cli_options.pipeline
 
@@ -63,7 +63,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
                 onnx_graph.check_exportable(_spec(settings, component), settings.export_onnx.opset)
         except FlyweightError as error:
             raise FlyweightError(f"{key}: {error}") from error
-    from pipeline import checkpoint
+    from pipeline.models import checkpoint
     from pipeline.stages import prune
 
     prune.in_rounds(settings.prune)
@@ -82,7 +82,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
 def _spec(settings: schema.Settings, model: schema.Component) -> ModelSpec:
     """Return the spec of a fresh `model` for the data set, so that it can be refused before it is trained."""
     from pipeline import components
-    from pipeline.model_spec import Preprocessing, image_classifier
+    from pipeline.models.spec import Preprocessing, image_classifier
 
     dataset = components.build("datasets", settings.data.dataset, {})
     channels = dataset.image_shape[0]

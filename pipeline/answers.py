@@ -14,10 +14,10 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline import checkpoint
 from pipeline.files import sha256
 from pipeline.machine import places
-from pipeline.model_spec import SPEC_FILE
+from pipeline.models import checkpoint
+from pipeline.models.spec import SPEC_FILE
 
 
 def file(teacher: Path, data: Path, precision: str) -> Path:

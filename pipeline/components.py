@@ -20,7 +20,7 @@ from pipeline.errors import SettingsError, near_miss
 
 KINDS = {
     "datasets": "datasets",
-    "models": "models",
+    "models": "models.architectures",
     "losses": "losses",
     "pruners": "pruners",
     "quantizers": "quantizers",

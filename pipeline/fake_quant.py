@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx, nn
 
-from pipeline import surgery
 from pipeline.errors import ModelError
-from pipeline.model_spec import ModelSpec
+from pipeline.models import surgery
+from pipeline.models.spec import ModelSpec
 
 RANGES_FILE = "ranges.json"
 """Beside a trained checkpoint: tensor of its ONNX graph -> the (lowest, highest) value that it was trained to hold."""

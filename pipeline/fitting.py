@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import macs, progress
-from pipeline.checkpoint import load
+from pipeline import progress
 from pipeline.data import Manifest, load_manifest
 from pipeline.distributed.launch import launch, processes
 from pipeline.errors import ModelError
-from pipeline.model_spec import ModelSpec, Preprocessing, image_classifier
+from pipeline.models import size as macs
+from pipeline.models.checkpoint import load
+from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Component, Distributed
 from pipeline.training import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.checkpoint import WithPreprocessing
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model_spec import ModelSpec
+from pipeline.models.checkpoint import WithPreprocessing
+from pipeline.models.spec import ModelSpec
 from pipeline.onnx_graph import describe, quiet
 
 MAX_BATCH = 8

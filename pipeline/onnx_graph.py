@@ -27,9 +27,9 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 import pipeline
-from pipeline.checkpoint import build
 from pipeline.errors import ModelError
-from pipeline.model_spec import ModelSpec
+from pipeline.models.checkpoint import build
+from pipeline.models.spec import ModelSpec
 
 OPSET = 20
 """The operator set where no setting says another."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from pipeline.model_spec import ModelSpec, PruningStep
+    from pipeline.models.spec import ModelSpec, PruningStep
 
 Metrics: TypeAlias = Mapping[str, float]
 """What a stage returns: flat names to numbers, in SI units or as the name says (`_ms`, `_mb`)."""

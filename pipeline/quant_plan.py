@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, fx, nn
 
-from pipeline import checkpoint
 from pipeline.errors import ModelError
 from pipeline.fake_quant import FakeQuant, Grid, Levels, trace
-from pipeline.model_spec import ModelSpec
+from pipeline.models import checkpoint
+from pipeline.models.spec import ModelSpec
 from pipeline.onnx_graph import NORMALISED
 
 RANGES_KEY = "trained_ranges"

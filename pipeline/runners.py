@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import trt
-from pipeline.checkpoint import WithPreprocessing, load
 from pipeline.errors import ModelError
+from pipeline.models.checkpoint import WithPreprocessing, load
 from pipeline.records.candidates import load_engine
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from pipeline.model_spec import ModelSpec
+    from pipeline.models.spec import ModelSpec
     from pipeline.pruners._importance import Importance
 
 FILE = "sensitivity.json"

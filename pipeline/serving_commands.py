@@ -139,7 +139,7 @@ def _promote_file(
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
     from pipeline import tracking
-    from pipeline.model_spec import SPEC_FILE
+    from pipeline.models.spec import SPEC_FILE
     from pipeline.serving import onnx_artifact, promotion
     from pipeline.serving.pull import BY_HAND, VERDICT
     from pipeline.serving.repository import MODEL_FILE

@@ -486,7 +486,7 @@ def _log_model(client: Any, experiment: str, run_id: str | None, directory: Path
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from pipeline.model_spec import load_spec
+    from pipeline.models.spec import load_spec
 
     spec = load_spec(directory)
     batch = (-1,) if spec.batched else ()

@@ -25,13 +25,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import answers, augment, checkpoint, fake_quant, progress, snapshot
+from pipeline import answers, augment, fake_quant, progress, snapshot
 from pipeline.data import Split, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.fake_quant import FakeQuant
 from pipeline.files import sha256
-from pipeline.model_spec import ModelSpec
+from pipeline.models import checkpoint
+from pipeline.models.spec import ModelSpec
 from pipeline.settings.schema import Component, Fit
 
 HISTORY_FILE = "history.json"

@@ -215,7 +215,7 @@ def test_the_example_of_a_loss(own):
 
 
 def spec_of(architecture, **arguments):
-    from pipeline.model_spec import Preprocessing, image_classifier
+    from pipeline.models.spec import Preprocessing, image_classifier
 
     labels = tuple("abcd")
     return image_classifier(architecture, arguments, (1, 8, 8), labels, Preprocessing(mean=(0.5,), std=(0.5,)))
@@ -225,7 +225,7 @@ def spec_of(architecture, **arguments):
 def test_the_example_of_a_model(own):
     import torch
 
-    from pipeline import checkpoint, surgery
+    from pipeline.models import checkpoint, surgery
 
     network = checkpoint.build(spec_of(own, width=4))
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 4)
@@ -236,7 +236,8 @@ def test_the_example_of_a_model(own):
 def test_the_example_of_a_pruner(own, tmp_path):
     import torch
 
-    from pipeline import checkpoint, components
+    from pipeline import components
+    from pipeline.models import checkpoint
 
     spec = spec_of("resnet", width=8, blocks=[1, 1])
     network = checkpoint.build(spec).eval()

@@ -9,10 +9,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from pipeline import checkpoint, fake_quant, surgery
+from pipeline import fake_quant
 from pipeline.errors import ModelError
 from pipeline.fake_quant import ActivationGrid, FakeQuant, Grid, Levels, WeightGrid
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint, surgery
+from pipeline.models.spec import Preprocessing, image_classifier
 
 UNSIGNED = Grid(tensors=("x",), nodes=("x",), scale=0.05, zero_point=100, low=0, high=255, learned=True)
 SIGNED = Grid(tensors=("x",), nodes=("x",), scale=0.05, zero_point=0, low=-128, high=127, learned=True)

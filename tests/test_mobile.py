@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from pipeline import mobile
-from pipeline.checkpoint import WithPreprocessing, build
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import WithPreprocessing, build
+from pipeline.models.spec import Preprocessing, image_classifier
 
 needs_executorch = pytest.mark.skipif(
     mobile.importlib.util.find_spec("executorch") is None, reason="needs `pip install flyweight[mobile]`"

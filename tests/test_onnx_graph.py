@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pipeline import onnx_graph
-from pipeline.checkpoint import WithPreprocessing, build
 from pipeline.errors import ModelError
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import WithPreprocessing, build
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 
 pytestmark = pytest.mark.integration  # each test exports a graph

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pipeline import onnx_graph, proof
-from pipeline.checkpoint import build
 from pipeline.errors import ModelError
 from pipeline.machine import cpu
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import build
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators, prove
 from pipeline.quantizers.static import Static

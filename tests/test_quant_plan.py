@@ -11,10 +11,11 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from pipeline import checkpoint, fake_quant, onnx_graph, quant_plan
+from pipeline import fake_quant, onnx_graph, quant_plan
 from pipeline.errors import ModelError
 from pipeline.fake_quant import Levels, WeightGrid
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.quantizers.static import Static
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from onnx import helper
 
-from pipeline import checkpoint
 from pipeline.errors import ModelError
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner, session_options
 from pipeline.records.candidates import Engine, Profile
 from pipeline.runners import TensorRTRunner, TorchRunner

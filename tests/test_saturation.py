@@ -7,10 +7,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline import onnx_graph
-from pipeline.checkpoint import build
 from pipeline.errors import ModelError
 from pipeline.machine import cpu
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import build
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.dynamic import Dynamic
 from pipeline.quantizers.static import Static

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import checkpoint
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.pruners.channel import Channel
 from pipeline.sensitivity import Sensitivity, figure, layer_ratios, sweep, write
 

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, fake_quant, training
+from pipeline import fake_quant, training
 from pipeline.data import load_manifest, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.fake_quant import FakeQuant, Grid, Levels
 from pipeline.fitting import new_spec
+from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Fit
 from pipeline.training import TrainingJob, evaluate, follow_, learning_rate, make_optimizer, my_batches
 

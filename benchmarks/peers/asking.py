@@ -17,7 +17,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from peers.http1 import length
 from peers.http1 import request as http_request
-from pipeline.model_spec import ModelSpec
+from pipeline.models.spec import ModelSpec
 
 _SECONDS = 30.0
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ModelError
-from pipeline.model_spec import ModelSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.pruners._groups import Group
 
 Importance: TypeAlias = Literal["l1", "l2", "bn_scale", "taylor", "hessian", "lamp", "random"]

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from pipeline import onnx_graph
-from pipeline.model_spec import ModelSpec
+from pipeline.models.spec import ModelSpec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.timing import time_runners
 

@@ -18,14 +18,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.checkpoint import build
 from pipeline.errors import ModelError, SettingsError, near_miss
-from pipeline.macs import macs, parameters
-from pipeline.model_spec import ModelSpec, PruningStep
+from pipeline.models.checkpoint import build
+from pipeline.models.size import macs, parameters
+from pipeline.models.spec import ModelSpec, PruningStep
+from pipeline.models.surgery import widths
 from pipeline.pruners import _latency
 from pipeline.pruners._groups import Group, groups, remove_
 from pipeline.pruners._importance import Importance, judge
-from pipeline.surgery import widths
 
 _PROBES = 32
 """A latency is searched for in so many steps from no block gone to all: each probe is timed, and costs seconds."""

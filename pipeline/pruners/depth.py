@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import surgery
 from pipeline.errors import ModelError
-from pipeline.model_spec import ModelSpec, PruningStep
+from pipeline.models import surgery
+from pipeline.models.spec import ModelSpec, PruningStep
 
 _BATCHES = 4
 _log = logging.getLogger(__name__)

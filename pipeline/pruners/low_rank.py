@@ -21,10 +21,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline import surgery
 from pipeline.errors import ModelError
-from pipeline.macs import macs
-from pipeline.model_spec import ModelSpec, PruningStep
+from pipeline.models import surgery
+from pipeline.models.size import macs
+from pipeline.models.spec import ModelSpec, PruningStep
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.model_spec import ModelSpec, PruningStep
+from pipeline.models.spec import ModelSpec, PruningStep
 
 _log = logging.getLogger(__name__)
 

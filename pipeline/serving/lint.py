@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.errors import ModelError, PromotionError
-from pipeline.model_spec import TensorSpec
+from pipeline.models.onnx_spec import read_spec
+from pipeline.models.spec import TensorSpec
 from pipeline.records.candidates import load_engine
-from pipeline.serving.onnx_spec import read_spec
 from pipeline.serving.repository import ATTESTED, Artifact
 from pipeline.settings.schema import Serving
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
-from pipeline.model_spec import ModelSpec, TensorSpec
+from pipeline.models.onnx_spec import read_spec
+from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving.golden import Golden
-from pipeline.serving.onnx_spec import read_spec
 from pipeline.serving.repository import Artifact
 
 ROWS = 5

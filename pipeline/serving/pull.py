@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
-from pipeline.model_spec import load_spec
+from pipeline.models.spec import load_spec
 from pipeline.protocols import Registry
 from pipeline.serving import golden
 from pipeline.serving.golden import GOLDEN_FILE, Golden

@@ -19,7 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
-from pipeline.model_spec import ModelSpec, TensorSpec
+from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.records.candidates import load_engine
 from pipeline.serving.local_triton import RESOURCE, TEMPORARY
 from pipeline.settings.schema import Serving

@@ -20,7 +20,7 @@ from pipeline import trt
 from pipeline.data import Split, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.files import sha256
-from pipeline.model_spec import SPEC_FILE, load_spec
+from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
 from pipeline.progress import report

@@ -12,10 +12,11 @@ import logging
 import shutil
 from pathlib import Path
 
-from pipeline import checkpoint, macs
 from pipeline.data import load_manifest
 from pipeline.fitting import check_same_task, new_spec, size, train_job
-from pipeline.model_spec import ModelSpec, load_spec
+from pipeline.models import checkpoint
+from pipeline.models import size as macs
+from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Distill, Distributed
 from pipeline.training import TrainingJob

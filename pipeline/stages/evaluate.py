@@ -23,7 +23,7 @@ from pipeline import gate
 from pipeline.data import Split, open_split
 from pipeline.errors import BudgetError, ModelError
 from pipeline.machine import cpu
-from pipeline.model_spec import load_spec
+from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
 from pipeline.protocols import Metrics, Runner

@@ -17,13 +17,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline import macs as sizes
 from pipeline import onnx_graph
-from pipeline.checkpoint import WEIGHTS_FILE, load
 from pipeline.data import MANIFEST_FILE, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.files import sha256
-from pipeline.model_spec import SPEC_FILE
+from pipeline.models import size as sizes
+from pipeline.models.checkpoint import WEIGHTS_FILE, load
+from pipeline.models.spec import SPEC_FILE
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
 from pipeline.progress import report

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
-from pipeline.model_spec import load_spec
+from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import checkpoint, components, macs, onnx_graph, sensitivity
+from pipeline import components, onnx_graph, sensitivity
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.fitting import check_same_task, train_job
-from pipeline.model_spec import ModelSpec, PruningStep, load_spec
+from pipeline.models import checkpoint, size
+from pipeline.models.spec import ModelSpec, PruningStep, load_spec
 from pipeline.protocols import Metrics, Pruner
 from pipeline.settings.schema import Distributed, Prune
 from pipeline.training import TrainingJob, evaluate
@@ -51,7 +52,7 @@ def prune(
     for who, one in (("teacher", load_spec(teacher)), ("student", spec)):
         check_same_task(who, one, manifest)
     validation = open_split(data, "validation")
-    before = {"macs": macs.macs(network, spec.image_shape), "parameters": macs.parameters(network)}
+    before = {"macs": size.macs(network, spec.image_shape), "parameters": size.parameters(network)}
     unpruned, _ = evaluate(network, spec, validation)
     if config.tolerated_drop is not None:
         sweep = sensitivity.sweep(

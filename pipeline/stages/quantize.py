@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline import fake_quant, onnx_graph, quant_plan
-from pipeline.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.data import Split, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.files import sha256
 from pipeline.fitting import check_same_task, train_job
-from pipeline.model_spec import SPEC_FILE, ModelSpec, load_spec
+from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
+from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
 from pipeline.proof import Proof, prove

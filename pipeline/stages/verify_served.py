@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import Split, open_split
 from pipeline.errors import PromotionError
-from pipeline.model_spec import load_spec
+from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress import report
 from pipeline.protocols import Metrics

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import checkpoint, components
+from pipeline import components
 from pipeline.errors import ModelError, SettingsError
-from pipeline.macs import macs, parameters
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint
+from pipeline.models.size import macs, parameters
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.pruners import _latency
 from pipeline.pruners._groups import groups
 from pipeline.pruners._importance import BATCHES, judge

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import checkpoint, components
+from pipeline import components
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.pruners.depth import Depth, _blocks, _changes
 
 SHAPE = (1, 12, 12)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import checkpoint, components
+from pipeline import components
 from pipeline.errors import ModelError, SettingsError
-from pipeline.macs import macs
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint
+from pipeline.models.size import macs
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.pruners.low_rank import LowRank, _cut_, _layers
 
 SHAPE = (1, 12, 12)

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 
-from pipeline import checkpoint, components, fake_quant
-from pipeline.macs import macs, parameters
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline import components, fake_quant
+from pipeline.models import checkpoint
+from pipeline.models.size import macs, parameters
+from pipeline.models.spec import Preprocessing, image_classifier
 
 SHAPE = (1, 12, 12)
 SPEC = image_classifier(
@@ -116,7 +117,7 @@ def test_a_chain_of_all_answers_alike_in_a_new_process(tmp_path):
     checkpoint.save(tmp_path / "folded", spec, network)
     torch.save(network(torch.linspace(-1, 1, 288).view(2, *SHAPE)), tmp_path / "folded" / "answers.pt")
     program = (
-        "import sys, torch; from pathlib import Path; from pipeline import checkpoint\n"
+        "import sys, torch; from pathlib import Path; from pipeline.models import checkpoint\n"
         "for directory in Path(sys.argv[1]).iterdir():\n"
         "    network = checkpoint.load(directory)[1]\n"
         "    answers = torch.load(directory / 'answers.pt', weights_only=True)\n"

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoint, components
+from pipeline import components
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models import checkpoint
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.pruners.unstructured import Unstructured
 
 SHAPE = (1, 12, 12)

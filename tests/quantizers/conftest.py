@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import onnx_graph
-from pipeline.checkpoint import build, normalise
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import build, normalise
+from pipeline.models.spec import Preprocessing, image_classifier
 
 LABELS = tuple("0123456789")
 PREPROCESSING = Preprocessing(mean=(0.305,), std=(0.376,))

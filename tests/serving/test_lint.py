@@ -4,7 +4,7 @@ from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 
 from pipeline.errors import PromotionError, SettingsError
 from pipeline.files import sha256
-from pipeline.model_spec import TensorSpec
+from pipeline.models.spec import TensorSpec
 from pipeline.records.candidates import ENGINE_FILE
 from pipeline.serving.lint import lint
 from pipeline.serving.onnx_artifact import from_file

@@ -6,8 +6,8 @@ from onnx import TensorProto, helper
 from serving_toys import SHAPE, write_onnx
 
 from pipeline.errors import PromotionError
+from pipeline.models.onnx_spec import read_spec
 from pipeline.serving.onnx_artifact import from_file, golden, made_up, read_inputs
-from pipeline.serving.onnx_spec import read_spec
 from pipeline.serving.repository import TYPES
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import tracking
 from pipeline.files import sha256
-from pipeline.model_spec import SPEC_FILE, load_spec
+from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.serving.onnx_artifact import from_file
 
 pytestmark = pytest.mark.integration

@@ -4,7 +4,7 @@ from serving_toys import artifact, engine, spec
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from pipeline.errors import PromotionError
-from pipeline.model_spec import TensorSpec
+from pipeline.models.spec import TensorSpec
 from pipeline.serving import repository
 from pipeline.settings.schema import Serving
 

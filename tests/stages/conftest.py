@@ -69,9 +69,9 @@ def digits_checkpoints(digits_data, tmp_path_factory):
     import torch
     from torch.nn import functional as F
 
-    from pipeline import checkpoint
     from pipeline.data import load_manifest, open_split
-    from pipeline.model_spec import Preprocessing, PruningStep, image_classifier
+    from pipeline.models import checkpoint
+    from pipeline.models.spec import Preprocessing, PruningStep, image_classifier
 
     manifest, train = load_manifest(digits_data), open_split(digits_data, "train")
     images, labels = torch.tensor(train.images()), torch.from_numpy(train.labels)

@@ -8,12 +8,13 @@ import onnx
 import pytest
 import torch
 
-from pipeline import checkpoint, components, fake_quant, onnx_graph, quant_plan, trt
-from pipeline.checkpoint import build
+from pipeline import components, fake_quant, onnx_graph, quant_plan, trt
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.files import sha256
-from pipeline.model_spec import Preprocessing, image_classifier, load_spec
+from pipeline.models import checkpoint
+from pipeline.models.checkpoint import build
+from pipeline.models.spec import Preprocessing, image_classifier, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static
 from pipeline.records import candidates as files

@@ -4,8 +4,8 @@ import logging
 import pytest
 import torch
 
-from pipeline import checkpoint
 from pipeline.errors import ModelError, SettingsError
+from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Distill, Distributed, Fit, Train
 from pipeline.stages import distill as distilling
 from pipeline.stages.distill import distill

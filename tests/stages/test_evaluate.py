@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from pipeline import data as prepared
-from pipeline.checkpoint import save
 from pipeline.errors import BudgetError, ModelError
 from pipeline.files import sha256
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline.models.checkpoint import save
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.records.candidates import Candidate, Candidates, Engines, Parity
 from pipeline.records.candidates import save as save_candidates
 from pipeline.records.evaluation import Served, load_evaluation, load_verdict

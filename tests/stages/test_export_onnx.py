@@ -7,11 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline import checkpoint, macs, mobile, onnx_graph
+from pipeline import mobile, onnx_graph
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
-from pipeline.model_spec import load_spec
+from pipeline.models import checkpoint, size
+from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.bf16 import Bf16
 from pipeline.records.candidates import load_candidates
@@ -46,7 +47,7 @@ def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpo
         file = out / candidate.file
         assert (candidate.sha256, candidate.size_bytes) == (sha256(file), file.stat().st_size)
         spec, network = checkpoint.load(digits_checkpoints[candidate.source])
-        assert candidate.macs == macs.macs(network, spec.image_shape)
+        assert candidate.macs == size.macs(network, spec.image_shape)
         assert load_spec(file.parent) == spec
     kinds = {
         candidate.name: (candidate.precision, candidate.target, candidate.source) for candidate in found.candidates

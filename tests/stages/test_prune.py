@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from pipeline import checkpoint
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
-from pipeline.model_spec import load_spec
+from pipeline.models import checkpoint
+from pipeline.models.spec import load_spec
 from pipeline.settings.schema import Component, Distributed, Fit, Prune, Train
 from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune

@@ -9,12 +9,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pipeline import checkpoint, training
+from pipeline import training
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
 from pipeline.machine import cpu
-from pipeline.model_spec import load_spec
+from pipeline.models import checkpoint
+from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import Proof
 from pipeline.saturation import WITH_VNNI, Saturation

@@ -6,9 +6,9 @@ import psutil
 import pytest
 import torch
 
-from pipeline import checkpoint
 from pipeline.data import open_split
 from pipeline.errors import DataError, SettingsError
+from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Distributed, Fit, Train
 from pipeline.stages.train import train
 from pipeline.training import evaluate

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pipeline import checkpoint, components, onnx_graph
-from pipeline.macs import macs
-from pipeline.model_spec import Preprocessing, image_classifier
+from pipeline import components, onnx_graph
+from pipeline.models import checkpoint
+from pipeline.models.size import macs
+from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.pruners.channel import Channel
 
 

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto
 
 from pipeline.errors import PromotionError
-from pipeline.model_spec import ModelSpec, Preprocessing, TensorSpec
+from pipeline.models.spec import ModelSpec, Preprocessing, TensorSpec
 from pipeline.serving.repository import TYPES
 
 ARCHITECTURE = "onnx"

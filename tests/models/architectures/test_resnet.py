@@ -4,8 +4,8 @@ from torch import nn
 
 from pipeline import components
 from pipeline.errors import SettingsError
-from pipeline.macs import macs, parameters
-from pipeline.models.resnet import ResNet
+from pipeline.models.architectures.resnet import ResNet
+from pipeline.models.size import macs, parameters
 
 
 def test_resnet_20_has_the_parameters_of_the_paper():

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from pipeline import checkpoint, surgery
 from pipeline.errors import ModelError
-from pipeline.model_spec import Preprocessing, PruningStep, image_classifier
+from pipeline.models import checkpoint, surgery
+from pipeline.models.spec import Preprocessing, PruningStep, image_classifier
 
 
 @pytest.fixture

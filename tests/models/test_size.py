@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from pipeline.macs import macs, parameters
+from pipeline.models.size import macs, parameters
 
 
 def network():

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline import components, surgery
+from pipeline import components
 from pipeline.errors import ModelError
-from pipeline.model_spec import SPEC_FILE, ModelSpec, load_spec
+from pipeline.models import surgery
+from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 
 WEIGHTS_FILE = "model.safetensors"
 
