@@ -16,8 +16,8 @@ from pipeline import evidence, handover
 from pipeline.airflow_client import AirflowClient
 from pipeline.airflow_settings import USER, password_file
 from pipeline.errors import FlyweightError
-from pipeline.live import Board, LiveTable, PlainLog, ProgressFile, duration
 from pipeline.machine import places
+from pipeline.progress.board import Board, LiveTable, PlainLog, ProgressFile, duration
 from pipeline.settings.form import FORCE, RECIPE
 
 DAG = "make_proxy"

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import progress
 from pipeline.data import Manifest, load_manifest
 from pipeline.distributed.launch import launch, processes
 from pipeline.errors import ModelError
 from pipeline.models import size as macs
 from pipeline.models.checkpoint import load
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
+from pipeline.progress import events
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Component, Distributed
 from pipeline.training import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
@@ -51,7 +51,7 @@ def train_job(job: TrainingJob, distributed: Distributed) -> Metrics:
         _log.warning("%s.label_smoothing is %s, which a distillation loss does not use", job.section, smoothing)
     part, parts = job.part
     steps = job.fit.epochs * steps_an_epoch(job.fit, manifest.counts["train"])
-    progress.report(job.what, done=part * steps, total=parts * steps)
+    events.report(job.what, done=part * steps, total=parts * steps)
     begun = time.perf_counter()
     launch("pipeline.training:run", job.model_dump(mode="json"), distributed, job.scratch)
     seconds = time.perf_counter() - begun

@@ -62,7 +62,7 @@ def load(
     _check_files(json_file, plot_file)
     from rich.console import Console
 
-    from pipeline import bar
+    from pipeline.progress import bar
     from pipeline.report import load_report
     from pipeline.serving import sweep
 
@@ -101,7 +101,8 @@ def tune_serving(
         raise FlyweightError(f"give a model ({model}) or a file (--onnx {onnx}), not both")
     from rich.console import Console
 
-    from pipeline import bar, handover, tracking
+    from pipeline import handover, tracking
+    from pipeline.progress import bar
     from pipeline.report import load_report
     from pipeline.serving import onnx_artifact, tuning_run
 

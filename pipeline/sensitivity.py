@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline import progress
 from pipeline.errors import SettingsError
+from pipeline.progress import events
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def sweep(
         values[group.layer] = {}
         for place, ratio in enumerate(sorted(ratios)):
             done = (len(values) - 1) * len(ratios) + place
-            progress.report("sensitivity", done=done, total=len(judged) * len(ratios))
+            events.report("sensitivity", done=done, total=len(judged) * len(ratios))
             doomed = order[: math.floor(ratio * len(order))]
             smaller = copy.deepcopy(whole)
             if doomed:

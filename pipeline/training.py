@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import answers, augment, fake_quant, progress, snapshot
+from pipeline import answers, augment, fake_quant, snapshot
 from pipeline.data import Split, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
@@ -33,6 +33,7 @@ from pipeline.fake_quant import FakeQuant
 from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
+from pipeline.progress import events
 from pipeline.settings.schema import Component, Fit
 
 HISTORY_FILE = "history.json"
@@ -310,7 +311,7 @@ class _Training:
             view = _to_input(torch.from_numpy(self.train.batch(rows)), self.job.spec, self.device)
             taught[rows] = self._teach(view)
             if ranks.is_main():
-                progress.report(f"{self.job.what}: the teacher's answers", done=place + 1, total=len(starts))
+                events.report(f"{self.job.what}: the teacher's answers", done=place + 1, total=len(starts))
         self.taught = ranks.total(taught)
         if ranks.is_main():
             answers.save(file, self.taught)
@@ -369,7 +370,7 @@ class _Training:
         here = self.epoch * self.steps + step
         done = part * total + here
         lr = learning_rate(self.fit, here, total)
-        progress.report(
+        events.report(
             self.job.what, done=done, total=parts * total, step=done, epoch=here / self.steps, lr=lr, **metrics
         )
 

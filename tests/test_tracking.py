@@ -13,9 +13,10 @@ import urllib.request
 
 import pytest
 
-from pipeline import evidence, handover, progress, tracking
+from pipeline import evidence, handover, tracking
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import Stage
+from pipeline.progress import events
 from pipeline.settings import schema as config
 
 pytestmark = pytest.mark.integration
@@ -69,7 +70,7 @@ def test_a_finished_stage_is_committed_with_all_it_left(stage):
         assert list(out.iterdir()) == []
         (out / "answer.json").write_text("42")
         for step in range(3):
-            progress.report("steps", done=step + 1, total=3, loss=3.0 - step)
+            events.report("steps", done=step + 1, total=3, loss=3.0 - step)
         return {"accuracy": 0.5}
 
     result, lines = stage(work)

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.serving import disk
 from pipeline.serving import repository as files
 from pipeline.serving.change import Change

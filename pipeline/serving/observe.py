@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.serving import probes
 from pipeline.serving.client import Served
 from pipeline.serving.control import Control

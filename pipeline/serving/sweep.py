@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import FlyweightError, near_miss
 from pipeline.machine import places
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.serving import load
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.knee import knee

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.settings.schema import Serving
 
 TUNED = ("instances", "threads", "max_batch_size", "queue_delay_us")

@@ -23,7 +23,7 @@ from pipeline.files import sha256
 from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.records.candidates import (
     ENGINE_FILE,

@@ -25,7 +25,7 @@ from pipeline.errors import BudgetError, ModelError
 from pipeline.machine import cpu
 from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.quality import quality
 from pipeline.records.candidates import Candidate, Candidates, load_candidates, load_engines

@@ -26,7 +26,7 @@ from pipeline.models.checkpoint import WEIGHTS_FILE, load
 from pipeline.models.spec import SPEC_FILE
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.parity import compare
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.records.candidates import Candidate, Candidates, Mobile, Parity, save
 from pipeline.runners import TorchRunner

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from pipeline.data import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
 from pipeline.machine import places
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import ROOT, Data
 

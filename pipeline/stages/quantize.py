@@ -33,7 +33,7 @@ from pipeline.fitting import check_same_task, train_job
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.onnx_runner import OnnxRunner
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.proof import Proof, prove
 from pipeline.protocols import Metrics, Quantizer
 from pipeline.saturation import Saturation, without_vnni

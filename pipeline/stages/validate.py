@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline import data_summary
 from pipeline.data import Manifest, load_manifest
 from pipeline.errors import DataError
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Expectations
 

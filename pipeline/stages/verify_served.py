@@ -16,7 +16,7 @@ from pipeline.data import Split, open_split
 from pipeline.errors import PromotionError
 from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
-from pipeline.progress import report
+from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.candidates import load_candidates
 from pipeline.serving.client import Client

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline import progress
-from pipeline.follow import Event, Follower
+from pipeline.progress import events as progress
+from pipeline.progress.follow import Event, Follower
 
 
 @contextlib.contextmanager

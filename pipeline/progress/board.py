@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.follow import Event, remaining_seconds
 from pipeline.machine import places
+from pipeline.progress.follow import Event, remaining_seconds
 
 ENDED = frozenset({"done", "reused", "skipped", "failed", "not run"})
 _WORDS = {

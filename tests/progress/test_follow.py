@@ -2,8 +2,8 @@
 
 import time
 
-from pipeline import progress
-from pipeline.follow import Follower, remaining_seconds
+from pipeline.progress import events as progress
+from pipeline.progress.follow import Follower, remaining_seconds
 
 
 def test_follower_reads_what_report_writes(tmp_path, monkeypatch):
