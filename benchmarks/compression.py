@@ -34,6 +34,7 @@ from torch import nn
 
 from pipeline import onnx_graph
 from pipeline.data import open_split
+from pipeline.evaluation.statistics import mcnemar
 from pipeline.machine import places
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec
@@ -43,7 +44,6 @@ from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import answered_right, calibration_images, quantize
 from pipeline.stages.train import train
-from pipeline.statistics import mcnemar
 from pipeline.timing import time_runners
 
 BATCHES = (1, 32, 64)

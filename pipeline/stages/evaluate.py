@@ -19,15 +19,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from pipeline import gate
 from pipeline.data import Split, open_split
 from pipeline.errors import BudgetError, ModelError
+from pipeline.evaluation import gate
+from pipeline.evaluation.quality import quality
 from pipeline.machine import cpu
 from pipeline.models.spec import load_spec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
-from pipeline.quality import quality
 from pipeline.records.candidates import Candidate, Candidates, load_candidates, load_engines
 from pipeline.records.evaluation import (
     GOLDEN_FILE,

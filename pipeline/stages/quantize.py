@@ -28,6 +28,7 @@ from torch import nn
 from pipeline import fake_quant, onnx_graph, quant_plan
 from pipeline.data import Split, load_manifest, open_split
 from pipeline.errors import ModelError
+from pipeline.evaluation.statistics import mcnemar
 from pipeline.files import sha256
 from pipeline.fitting import check_same_task, train_job
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
@@ -38,7 +39,6 @@ from pipeline.proof import Proof, prove
 from pipeline.protocols import Metrics, Quantizer
 from pipeline.saturation import Saturation, without_vnni
 from pipeline.settings.schema import Distributed, Fit, Quantize
-from pipeline.statistics import mcnemar
 from pipeline.training import TrainingJob
 
 QUANTIZATION_FILE = "quantization.json"

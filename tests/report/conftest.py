@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline import gate
-from pipeline.quality import quality
+from pipeline.evaluation import gate
+from pipeline.evaluation.quality import quality
 from pipeline.records.evaluation import Evaluation, Host, Measured, Offline, Parity, Served
 from pipeline.settings.schema import Budget
 

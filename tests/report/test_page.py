@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline import gate
+from pipeline.evaluation import gate
 from pipeline.report import page
 from pipeline.report.table import table
 from pipeline.settings.schema import Budget

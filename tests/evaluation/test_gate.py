@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import gate
+from pipeline.evaluation import gate
 from pipeline.records.evaluation import Estimate, Measured, Offline, Parity, Quality, Served
 from pipeline.settings.schema import Budget
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline import statistics
-from pipeline.quality import quality
+from pipeline.evaluation import statistics
+from pipeline.evaluation.quality import quality
 
 SETTINGS = {"confidence": 0.95, "resamples": 500, "seed": 3}
 

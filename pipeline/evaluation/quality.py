@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import statistics
+from pipeline.evaluation import statistics
 from pipeline.records.evaluation import Estimate, Quality, ReliabilityBin
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline import statistics
+from pipeline.evaluation import statistics
 
 
 @pytest.fixture
