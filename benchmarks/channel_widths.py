@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from pipeline import onnx_graph
+from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.size import macs

@@ -32,9 +32,9 @@ import torch
 from compression_report import Measured
 from torch import nn
 
-from pipeline import onnx_graph
 from pipeline.data import open_split
 from pipeline.evaluation.statistics import mcnemar
+from pipeline.export import onnx_graph
 from pipeline.machine import places
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec

@@ -22,7 +22,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
-from pipeline import onnx_graph
+from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier

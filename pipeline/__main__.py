@@ -58,7 +58,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
             given = {"in_channels": 1, "classes": 10} if kind == "models" else {}
             schema.Component(name=component.name, **(given | component.arguments)).build(kind)
             if kind == "models" and ":" in component.name:  # the tests hold the built-in ones to it
-                from pipeline import onnx_graph
+                from pipeline.export import onnx_graph
 
                 onnx_graph.check_exportable(_spec(settings, component), settings.export_onnx.opset)
         except FlyweightError as error:
@@ -73,9 +73,9 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
     if hasattr(quantizer, "check_network"):
         quantizer.check_network(checkpoint.build(student))
     if settings.export_onnx.mobile != "off":
-        from pipeline import mobile
+        from pipeline.export import executorch
 
-        mobile.check_installed()
+        executorch.check_installed()
     click.echo(f"the settings hold: recipe {recipe or 'none'}, data set {settings.data.dataset}")
 
 

@@ -17,9 +17,10 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline import handover, stack, trt
+from pipeline import handover, stack
 from pipeline.airflow_settings import password_file
 from pipeline.errors import FlyweightError
+from pipeline.export import tensorrt
 from pipeline.machine import cpu, places
 from pipeline.settings.schema import ROOT
 
@@ -122,14 +123,14 @@ def _processor() -> Iterator[Check]:
 
 
 def _graphics() -> Iterator[Check]:
-    gpu = trt.find_gpu()
+    gpu = tensorrt.find_gpu()
     found = f"{gpu.name}, driver {gpu.driver}, {gpu.compute_capability}" if gpu else "none; training runs on the CPU"
     yield Check("GPU", True if gpu else None, found, "" if gpu else "none needed: every stage runs without")
 
 
 def _tensorrt() -> Iterator[Check]:
-    gpu = trt.find_gpu()
-    reasons = {builder: trt.missing(builder, gpu) for builder in trt.MODULES}
+    gpu = tensorrt.find_gpu()
+    reasons = {builder: tensorrt.missing(builder, gpu) for builder in tensorrt.MODULES}
     ready = [builder for builder, reason in reasons.items() if reason is None]
     if ready:
         yield Check("TensorRT", True, f"{', '.join(ready)} can build engines here")

@@ -24,10 +24,10 @@ from onnx import helper, numpy_helper
 from torch import Tensor, fx, nn
 
 from pipeline.errors import ModelError
+from pipeline.export.onnx_graph import NORMALISED
 from pipeline.fake_quant import FakeQuant, Grid, Levels, trace
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
-from pipeline.onnx_graph import NORMALISED
 
 RANGES_KEY = "trained_ranges"
 """Metadata of a float graph: JSON, tensor -> the (lowest, highest) value that it was trained to hold."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import trt
 from pipeline.errors import ModelError
+from pipeline.export import tensorrt
 from pipeline.models.checkpoint import WithPreprocessing, load
 from pipeline.records.candidates import load_engine
 
@@ -66,7 +66,7 @@ class TensorRTRunner:
                 f"{file} needs a GPU, and PyTorch sees none on this machine. An engine that was built ahead of time "
                 f"runs only where its GPU is; measure the ONNX candidate here instead."
             )
-        self._trt = trt.module(made.builder)
+        self._trt = tensorrt.module(made.builder)
         self._engine = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR)).deserialize_cuda_engine(
             file.read_bytes()
         )

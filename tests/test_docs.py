@@ -136,10 +136,10 @@ COMMANDS = re.findall(r"^    flyweight check (.+)$", text_of("docs", "compressio
 def test_the_examples_of_compression_hold(line, monkeypatch):
     from click.testing import CliRunner
 
-    from pipeline import mobile
     from pipeline.__main__ import main
+    from pipeline.export import executorch
 
-    monkeypatch.setattr(mobile, "check_installed", lambda: None)  # the example of it says what to install
+    monkeypatch.setattr(executorch, "check_installed", lambda: None)  # the example of it says what to install
     done = CliRunner().invoke(main, ["check", *shlex.split(line)])
     assert (done.exit_code, done.exception) == (0, None)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import onnx_graph, proof
+from pipeline import proof
 from pipeline.errors import ModelError
+from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier

@@ -11,8 +11,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from pipeline import fake_quant, onnx_graph, quant_plan
+from pipeline import fake_quant, quant_plan
 from pipeline.errors import ModelError
+from pipeline.export import onnx_graph
 from pipeline.fake_quant import Levels, WeightGrid
 from pipeline.models import checkpoint
 from pipeline.models.spec import Preprocessing, image_classifier

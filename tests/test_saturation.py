@@ -6,8 +6,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import onnx_graph
 from pipeline.errors import ModelError
+from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import nn
 
-from pipeline import onnx_graph
+from pipeline.export import onnx_graph
 from pipeline.models.spec import ModelSpec
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.timing import time_runners

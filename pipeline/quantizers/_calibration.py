@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError
-from pipeline.onnx_graph import NORMALISED
+from pipeline.export.onnx_graph import NORMALISED
 from pipeline.onnx_runner import session_options
 
 Method = Literal["minmax", "percentile", "entropy"]

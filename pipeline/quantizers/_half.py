@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError
-from pipeline.onnx_graph import NORMALISED
+from pipeline.export.onnx_graph import NORMALISED
 
 _NUMPY = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 _STAY_FLOAT = {"Resize": (2,), "Upsample": (1,)}

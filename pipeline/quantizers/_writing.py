@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from pipeline.errors import ModelError
-from pipeline.onnx_graph import annotate, check
+from pipeline.export.onnx_graph import annotate, check
 from pipeline.onnx_runner import OnnxRunner
 
 

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, version_converter
 
-from pipeline.onnx_graph import network_of
+from pipeline.export.onnx_graph import network_of
 from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import check_images
 from pipeline.quantizers._half import halve

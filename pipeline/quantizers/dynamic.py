@@ -19,7 +19,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.errors import ModelError
-from pipeline.onnx_graph import network_of
+from pipeline.export.onnx_graph import network_of
 from pipeline.proof import count_operators
 from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import check_images

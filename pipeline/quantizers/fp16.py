@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from pipeline.errors import ModelError
-from pipeline.onnx_graph import network_of
+from pipeline.export.onnx_graph import network_of
 from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import Images, check_images, pixel_scale_and_shift, ranges
 from pipeline.quantizers._half import halve

@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper, version_converter
 from torch import nn
 
 from pipeline.errors import ModelError
-from pipeline.onnx_graph import network_of
+from pipeline.export.onnx_graph import network_of
 from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import check_images
 from pipeline.quantizers._writing import check_target, weights_of, write

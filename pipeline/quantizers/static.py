@@ -28,8 +28,8 @@ from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_ten
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import Field
 
+from pipeline.export.onnx_graph import NORMALISED, network_of, prepend
 from pipeline.machine import cpu
-from pipeline.onnx_graph import NORMALISED, network_of, prepend
 from pipeline.proof import count_operators
 from pipeline.protocols import Metrics
 from pipeline.quant_plan import take_ranges

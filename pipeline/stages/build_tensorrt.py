@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import trt
 from pipeline.data import Split, open_split
 from pipeline.errors import ModelError, Skipped
+from pipeline.export import tensorrt
 from pipeline.files import sha256
 from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.onnx_runner import OnnxRunner
@@ -55,12 +55,12 @@ def build_tensorrt(config: BuildTensorrt, *, data: Path, candidates: Path, servi
     measured. Raises `Skipped` where no builder can run or it is off, and `ModelError` naming the node that a builder
     refuses.
     """
-    gpu = trt.find_gpu()
+    gpu = tensorrt.find_gpu()
     builder, reason = choose(config.builder, gpu)
     if builder is None:
         save(out, Engines(skipped=reason))
         raise Skipped(reason)
-    if builder == "tensorrt_rtx" and gpu and gpu.compute_capability not in trt.RTX_TARGETS:
+    if builder == "tensorrt_rtx" and gpu and gpu.compute_capability not in tensorrt.RTX_TARGETS:
         gpu = None  # the engine is for other machines
     found = load_candidates(candidates)
     wanted = [found.named(name) for name in config.candidates]
@@ -82,22 +82,22 @@ def build_tensorrt(config: BuildTensorrt, *, data: Path, candidates: Path, servi
     return {key: value for engine in built for key, value in _metrics(engine).items()}
 
 
-def choose(wanted: str, gpu: trt.Gpu | None) -> tuple[trt.Builder | None, str]:
+def choose(wanted: str, gpu: tensorrt.Gpu | None) -> tuple[tensorrt.Builder | None, str]:
     """Return the builder that `wanted` (the setting ``build_tensorrt.builder``) means on this machine, or None and why."""
     if wanted == "off":
         return None, "build_tensorrt.builder is 'off'"
-    order: tuple[trt.Builder, ...] = ("tensorrt", "tensorrt_rtx")
+    order: tuple[tensorrt.Builder, ...] = ("tensorrt", "tensorrt_rtx")
     reasons = []
     for builder in order:
         if wanted in {"auto", builder}:
-            reason = trt.missing(builder, gpu)
+            reason = tensorrt.missing(builder, gpu)
             if reason is None:
                 return builder, ""
             reasons.append(reason)
     return None, f"build_tensorrt.builder is {wanted!r}: {'; '.join(reasons)}"
 
 
-def _why_not_measured(gpu: trt.Gpu | None) -> str | None:
+def _why_not_measured(gpu: tensorrt.Gpu | None) -> str | None:
     if gpu is None:
         return "built ahead of time, for a GPU that is not here: neither latency nor answers were measured"
     if not torch.cuda.is_available():
@@ -106,7 +106,12 @@ def _why_not_measured(gpu: trt.Gpu | None) -> str | None:
 
 
 def _build(
-    builder: trt.Builder, candidate: Candidate, candidates: Path, profile: Profile, gpu: trt.Gpu | None, out: Path
+    builder: tensorrt.Builder,
+    candidate: Candidate,
+    candidates: Path,
+    profile: Profile,
+    gpu: tensorrt.Gpu | None,
+    out: Path,
 ) -> Engine:
     """Build one engine and write it with all that stands beside it. Raises `ModelError`."""
     onnx_file = candidates / candidate.file
@@ -116,7 +121,7 @@ def _build(
     spec = load_spec(onnx_file.parent)
     started = time.perf_counter()
     shapes = {tensor.name: tensor.shape for tensor in spec.inputs}
-    plan = trt.build(builder, onnx_file, shapes, (profile.min, profile.opt, profile.max), gpu, spec.sparse)
+    plan = tensorrt.build(builder, onnx_file, shapes, (profile.min, profile.opt, profile.max), gpu, spec.sparse)
     seconds = time.perf_counter() - started
     file = out / candidate.name / "model.plan"
     file.parent.mkdir()
@@ -131,10 +136,10 @@ def _build(
         size_bytes=len(plan.data),
         onnx_sha256=candidate.sha256,
         builder=builder,
-        builder_version=trt.module(builder).__version__,
+        builder_version=tensorrt.module(builder).__version__,
         gpu=gpu.name if gpu else None,
         driver=gpu.driver if gpu else None,
-        targets=(gpu.compute_capability,) if gpu and builder == "tensorrt" else trt.RTX_TARGETS,
+        targets=(gpu.compute_capability,) if gpu and builder == "tensorrt" else tensorrt.RTX_TARGETS,
         profile=profile,
         build_seconds=round(seconds, 3),
         layers_from=plan.layers_from,

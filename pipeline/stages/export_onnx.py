@@ -17,9 +17,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline import onnx_graph
 from pipeline.data import MANIFEST_FILE, load_manifest, open_split
 from pipeline.errors import ModelError
+from pipeline.export import onnx_graph
+from pipeline.export.widening import widened
 from pipeline.files import sha256
 from pipeline.models import size as sizes
 from pipeline.models.checkpoint import WEIGHTS_FILE, load
@@ -32,7 +33,6 @@ from pipeline.records.candidates import Candidate, Candidates, Mobile, Parity, s
 from pipeline.runners import TorchRunner
 from pipeline.settings.schema import ExportOnnx
 from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
-from pipeline.widening import widened
 
 BATCHES = (1, 7, 64)
 """Batch sizes at which every graph must run."""
@@ -50,9 +50,9 @@ def export_onnx(
     package that `config.mobile` needs is missing.
     """
     if config.mobile != "off":
-        from pipeline import mobile
+        from pipeline.export import executorch
 
-        mobile.check_installed()
+        executorch.check_installed()
     if not (quantized / QUANTIZATION_FILE).exists():
         raise ModelError(
             f"{quantized} is not what quantize leaves when it has ended well: {QUANTIZATION_FILE} is missing. "
@@ -105,15 +105,15 @@ def _export(checkpoint: Path, name: str, opset: int, data: Path, out: Path) -> P
 
 def _export_for_phones(checkpoint: Path, name: str, data: Path, images: NDArray[np.uint8], out: Path) -> Mobile:
     """Write a float candidate as an ExecuTorch program beside its ONNX file and compare it with PyTorch."""
-    from pipeline import mobile
+    from pipeline.export import executorch
 
     spec, network = load(checkpoint)
     file = out / name / "model.pte"
-    left = mobile.export(spec, network, file, {**_lineage(checkpoint, data), "precision": "float32"})
-    runner, reference = mobile.MobileRunner(file), TorchRunner(checkpoint)
+    left = executorch.export(spec, network, file, {**_lineage(checkpoint, data), "precision": "float32"})
+    runner, reference = executorch.MobileRunner(file), TorchRunner(checkpoint)
     try:
-        _try_batches(runner, f"{name} for phones", images, (1, 7, mobile.MAX_BATCH))
-        parity = compare(runner, reference, images, mobile.MAX_BATCH)
+        _try_batches(runner, f"{name} for phones", images, (1, 7, executorch.MAX_BATCH))
+        parity = compare(runner, reference, images, executorch.MAX_BATCH)
     finally:
         runner.close()
         reference.close()

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import components, onnx_graph, sensitivity
+from pipeline import components, sensitivity
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import SettingsError
+from pipeline.export import onnx_graph
 from pipeline.fitting import check_same_task, train_job
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import ModelSpec, PruningStep, load_spec

@@ -25,10 +25,11 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import fake_quant, onnx_graph, quant_plan
+from pipeline import fake_quant, quant_plan
 from pipeline.data import Split, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.evaluation.statistics import mcnemar
+from pipeline.export import onnx_graph
 from pipeline.files import sha256
 from pipeline.fitting import check_same_task, train_job
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import onnx_graph
+from pipeline.export import onnx_graph
 from pipeline.models.checkpoint import build, normalise
 from pipeline.models.spec import Preprocessing, image_classifier
 

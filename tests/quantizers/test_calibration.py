@@ -8,7 +8,7 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader, create_calibrator
 
 from pipeline.errors import ModelError
-from pipeline.onnx_graph import NORMALISED, network_of
+from pipeline.export.onnx_graph import NORMALISED, network_of
 from pipeline.quantizers import _calibration
 from pipeline.quantizers._calibration import Images, lowest_divergence, pixel_scale_and_shift, ranges
 

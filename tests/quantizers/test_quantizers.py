@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from pipeline import components, trt
+from pipeline import components
 from pipeline.errors import ModelError
+from pipeline.export import tensorrt
 from pipeline.onnx_runner import OnnxRunner
 
 TARGETS = {"dynamic": ["cpu"], "bf16": ["tensorrt"]}
@@ -74,9 +75,9 @@ def test_what_it_counts_are_numbers(made):
 
 
 def test_the_real_parser_takes_what_is_made_for_tensorrt(made):
-    if made.target != "tensorrt" or trt.missing("tensorrt_rtx", None):
+    if made.target != "tensorrt" or tensorrt.missing("tensorrt_rtx", None):
         pytest.skip("not made for tensorrt, or tensorrt_rtx is not installed on this platform")
-    plan = trt.build("tensorrt_rtx", made.file, {"image": (1, 8, 8)}, (1, 7, 64), None)
+    plan = tensorrt.build("tensorrt_rtx", made.file, {"image": (1, 8, 8)}, (1, 7, 64), None)
     kind = {"fp16": "float16", "bf16": "bfloat16", "int4": "int4"}.get(made.name, "int8")
     assert plan.precisions.get(kind, 0) > 0
 

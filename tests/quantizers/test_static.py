@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline import components, trt
+from pipeline import components
 from pipeline.errors import ModelError, SettingsError
+from pipeline.export import tensorrt
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators
 from pipeline.quantizers import _writing, static
@@ -95,16 +96,16 @@ def test_for_tensorrt_one_branch_of_an_addition_is_made_inside_its_convolution(f
 
 
 def test_the_real_parser_takes_the_tensorrt_form_and_refuses_the_cpu_form(form):
-    if trt.missing("tensorrt_rtx", None):
+    if tensorrt.missing("tensorrt_rtx", None):
         pytest.skip("tensorrt_rtx is not installed on this platform")
     kind, file, _ = form
     if kind == "tensorrt":
-        plan = trt.build("tensorrt_rtx", file, {"image": (1, 8, 8)}, (1, 4, 8), None)
+        plan = tensorrt.build("tensorrt_rtx", file, {"image": (1, 8, 8)}, (1, 4, 8), None)
         assert plan.int8_layers > 0
         assert len(plan.data) > 1000
     else:
         with pytest.raises(ModelError, match="Cure: its bias is quantized: build int8_tensorrt"):
-            trt.build("tensorrt_rtx", file, {"image": (1, 8, 8)}, (1, 4, 8), None)
+            tensorrt.build("tensorrt_rtx", file, {"image": (1, 8, 8)}, (1, 4, 8), None)
 
 
 def test_it_is_smaller_and_the_metadata_is_kept(form, float_file):

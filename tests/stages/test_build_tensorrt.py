@@ -8,9 +8,10 @@ import onnx
 import pytest
 import torch
 
-from pipeline import components, fake_quant, onnx_graph, quant_plan, trt
+from pipeline import components, fake_quant, quant_plan
 from pipeline.data import load_manifest, open_split
 from pipeline.errors import ModelError, Skipped
+from pipeline.export import onnx_graph, tensorrt
 from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import build
@@ -23,8 +24,10 @@ from pipeline.settings.schema import BuildTensorrt, Serving
 from pipeline.stages import build_tensorrt as stage
 from pipeline.stages.build_tensorrt import build_tensorrt, choose
 
-GPU = trt.Gpu("Test GPU", "580.1", "SM89")
-needs_rtx = pytest.mark.skipif(trt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed")
+GPU = tensorrt.Gpu("Test GPU", "580.1", "SM89")
+needs_rtx = pytest.mark.skipif(
+    tensorrt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed"
+)
 NAMES = {"pruned": "any", "int8": "cpu", "int8_tensorrt": "tensorrt"}
 
 
@@ -62,7 +65,7 @@ def built(listed, digits_data, tmp_path_factory):
     """(what the stage wrote, its metrics), built ahead of time even where there is a GPU"""
     out = tmp_path_factory.mktemp("engines")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trt, "find_gpu", lambda: None)
+        patch.setattr(tensorrt, "find_gpu", lambda: None)
         config = BuildTensorrt(builder="tensorrt_rtx")
         serving = Serving(max_batch_size=16)
         return out, build_tensorrt(config, data=digits_data, candidates=listed, serving=serving, out=out)
@@ -88,8 +91,8 @@ def test_engine_json_says_from_what_by_what_and_for_what(built, listed):
     for engine in engines.engines:
         assert engine == load_engine(built[0] / engine.file)
         assert (engine.builder, engine.gpu, engine.driver) == ("tensorrt_rtx", None, None)
-        assert engine.builder_version == trt.module("tensorrt_rtx").__version__
-        assert engine.targets == trt.RTX_TARGETS
+        assert engine.builder_version == tensorrt.module("tensorrt_rtx").__version__
+        assert engine.targets == tensorrt.RTX_TARGETS
         assert (engine.profile.min, engine.profile.opt, engine.profile.max) == (1, 8, 16)
         assert engine.onnx_sha256 == known.named(engine.candidate).sha256
         assert engine.sha256 == sha256(built[0] / engine.file)
@@ -132,11 +135,11 @@ def test_on_a_gpu_answers_and_latency_are_measured(listed, digits_data, tmp_path
         def close(self):
             self.onnx.close()
 
-    layers = (trt.Layer("conv", "CaskConvolution", ("Row major Int8 format",)),)
-    monkeypatch.setattr(trt, "find_gpu", lambda: GPU)
-    monkeypatch.setattr(trt, "missing", lambda builder, gpu: None)
-    monkeypatch.setattr(trt, "module", lambda builder: type("library", (), {"__version__": "10.0"}))
-    monkeypatch.setattr(trt, "build", lambda *given: trt.Plan(b"plan", layers, "engine", {"Layers": []}))
+    layers = (tensorrt.Layer("conv", "CaskConvolution", ("Row major Int8 format",)),)
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(tensorrt, "missing", lambda builder, gpu: None)
+    monkeypatch.setattr(tensorrt, "module", lambda builder: type("library", (), {"__version__": "10.0"}))
+    monkeypatch.setattr(tensorrt, "build", lambda *given: tensorrt.Plan(b"plan", layers, "engine", {"Layers": []}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(stage, "TensorRTRunner", Stand)
     monkeypatch.setattr(stage, "SECONDS", 0.001)
@@ -233,13 +236,13 @@ def test_what_is_pruned_and_quantized_becomes_an_engine(float_graph, quantizer, 
     components.build("quantizers", name, {})(source, float_graph.images, file, "tensorrt")
     sparse = float_graph.spec.sparse
     assert sparse is (float_graph.pruner == "n_m")
-    made = trt.build("tensorrt_rtx", file, {"image": (1, 8, 8)}, (1, 7, 64), None, sparse)
+    made = tensorrt.build("tensorrt_rtx", file, {"image": (1, 8, 8)}, (1, 7, 64), None, sparse)
     assert made.precisions[QUANTIZERS[quantizer]] > 0
 
 
 @needs_rtx
 def test_the_cpu_form_is_refused_with_node_and_cure(listed, digits_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trt, "find_gpu", lambda: None)
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
     config = BuildTensorrt.model_construct(builder="tensorrt_rtx", candidates=("int8",))
     with pytest.raises(
         ModelError, match=r"tensorrt_rtx refuses int8/model.onnx: node '.*' \(DequantizeLinear\)"
@@ -251,7 +254,7 @@ def test_the_cpu_form_is_refused_with_node_and_cure(listed, digits_data, tmp_pat
 
 @needs_rtx
 def test_a_changed_onnx_file_is_refused(listed, digits_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trt, "find_gpu", lambda: None)
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
     (tmp_path / "in" / "pruned").mkdir(parents=True)
     (tmp_path / "in" / "candidates.json").write_text((listed / "candidates.json").read_text())
     (tmp_path / "in" / "pruned" / "model.onnx").write_bytes(b"other")
@@ -261,7 +264,7 @@ def test_a_changed_onnx_file_is_refused(listed, digits_data, tmp_path, monkeypat
 
 
 def test_auto_takes_tensorrt_on_a_gpu_and_rtx_without(monkeypatch):
-    monkeypatch.setattr(trt.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
     assert choose("auto", GPU) == ("tensorrt", "")
     assert choose("auto", None) == ("tensorrt_rtx", "")
     assert choose("tensorrt_rtx", GPU) == ("tensorrt_rtx", "")
@@ -283,8 +286,8 @@ def test_auto_takes_tensorrt_on_a_gpu_and_rtx_without(monkeypatch):
     ],
 )
 def test_where_nothing_can_build_the_reason_is_kept_and_raised(wanted, reason, monkeypatch, tmp_path):
-    monkeypatch.setattr(trt.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(trt, "find_gpu", lambda: None)
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
     with pytest.raises(Skipped, match=reason.replace("(", r"\(")):
         build_tensorrt(
             BuildTensorrt(builder=wanted), data=tmp_path, candidates=tmp_path, serving=Serving(), out=tmp_path
@@ -293,7 +296,7 @@ def test_where_nothing_can_build_the_reason_is_kept_and_raised(wanted, reason, m
 
 
 def test_tensorrt_without_a_gpu_says_so(monkeypatch):
-    monkeypatch.setattr(trt.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
     assert choose("tensorrt", None) == (
         None,
         "build_tensorrt.builder is 'tensorrt': tensorrt: there is no GPU to time kernels on",

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline import mobile, onnx_graph
 from pipeline.data import open_split
 from pipeline.errors import ModelError, SettingsError
+from pipeline.export import executorch, onnx_graph
 from pipeline.files import sha256
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec
@@ -183,11 +183,11 @@ def test_programs_for_phones_stand_beside_the_graphs(
         assert one.parity.changed_predictions == 0
         assert metrics[f"{one.candidate}_mobile_size_bytes"] == one.size_bytes
         weights = sha256(digits_checkpoints[one.candidate] / "model.safetensors")
-        assert mobile.MobileRunner(file).metadata()["weights_sha256"] == weights
+        assert executorch.MobileRunner(file).metadata()["weights_sha256"] == weights
 
 
 def test_without_the_package_for_phones_nothing_is_begun(monkeypatch, tmp_path):
-    monkeypatch.setattr(mobile.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(executorch.importlib.util, "find_spec", lambda name: None)
     nowhere = dict.fromkeys(("data", "teacher", "student", "pruned", "quantized"), tmp_path / "absent")
     with pytest.raises(SettingsError, match=r"export_onnx\.mobile is 'executorch', but .* flyweight\[mobile\]"):
         export_onnx(ExportOnnx(mobile="executorch"), **nowhere, out=tmp_path)

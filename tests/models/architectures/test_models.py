@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline import components, onnx_graph
+from pipeline import components
+from pipeline.export import onnx_graph
 from pipeline.models import checkpoint
 from pipeline.models.size import macs
 from pipeline.models.spec import Preprocessing, image_classifier

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.errors import ModelError, SettingsError
+from pipeline.export.onnx_graph import describe, quiet
 from pipeline.models.checkpoint import WithPreprocessing
 from pipeline.models.spec import ModelSpec
-from pipeline.onnx_graph import describe, quiet
 
 MAX_BATCH = 8
 """Most images a call. ExecuTorch sets memory aside for the largest batch, and a phone looks at few images at a time. From 16

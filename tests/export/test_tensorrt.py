@@ -8,11 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import trt
 from pipeline.errors import ModelError
+from pipeline.export import tensorrt
 from pipeline.settings.schema import ROOT
 
-needs_rtx = pytest.mark.skipif(trt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed")
+needs_rtx = pytest.mark.skipif(
+    tensorrt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed"
+)
 node = helper.make_node
 
 
@@ -28,7 +30,7 @@ def build(directory, nodes, opset=20, profile=(1, 4, 8), sparse=False, **constan
     )
     (directory / "cand").mkdir()
     onnx.save(model, directory / "cand" / "model.onnx")
-    return trt.build("tensorrt_rtx", directory / "cand" / "model.onnx", {"x": (3, 8, 8)}, profile, None, sparse)
+    return tensorrt.build("tensorrt_rtx", directory / "cand" / "model.onnx", {"x": (3, 8, 8)}, profile, None, sparse)
 
 
 SCALE, KERNEL = np.float32(0.1), np.zeros((4, 3, 3, 3), np.float32)
@@ -115,7 +117,7 @@ def test_a_batch_size_in_the_graph_is_found_when_it_is_built(tmp_path):
 AFTER_A_FAILURE = """
 import gc, sys
 from pathlib import Path
-from pipeline import trt
+from pipeline.export import tensorrt
 from pipeline.errors import ModelError
 
 def attempt():
@@ -182,7 +184,7 @@ def test_the_types_of_the_graph_are_those_of_the_layers(tmp_path):
 @needs_rtx
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_builder_looks_for_zeros_only_where_it_is_asked_to(tmp_path, monkeypatch, sparse):
-    library, configs = trt.module("tensorrt_rtx"), []
+    library, configs = tensorrt.module("tensorrt_rtx"), []
     make = library.Builder.create_builder_config
     monkeypatch.setattr(
         library.Builder, "create_builder_config", lambda builder: configs.append(make(builder)) or configs[-1]
@@ -200,10 +202,10 @@ def test_what_tensorrt_says_of_sparse_layers_is_understood():
     """The lines that its developer guide shows; the second names what was picked."""
     eligible = "(Sparsity) Layers eligible for sparse math: conv1, conv2 + relu"
     picked = "(Sparsity) TRT inference plan picked sparse implementation for layers: conv1, conv2 + relu"
-    assert trt._sparse_layers([eligible, picked]) == ("conv1", "conv2 + relu")
-    assert trt._sparse_layers([eligible, picked[: picked.index(":") + 2]]) == ()
-    assert trt._sparse_layers([eligible]) == ()
-    assert trt._sparse_layers([]) is None
+    assert tensorrt._sparse_layers([eligible, picked]) == ("conv1", "conv2 + relu")
+    assert tensorrt._sparse_layers([eligible, picked[: picked.index(":") + 2]]) == ()
+    assert tensorrt._sparse_layers([eligible]) == ()
+    assert tensorrt._sparse_layers([]) is None
 
 
 def test_the_inspectors_words_for_types_are_understood():
@@ -217,7 +219,7 @@ def test_the_inspectors_words_for_types_are_understood():
             "a name alone",
         ]
     }  # fmt: skip
-    plan = trt.Plan(b"", trt._engine_layers(said), "engine", said)
+    plan = tensorrt.Plan(b"", tensorrt._engine_layers(said), "engine", said)
     assert plan.precisions == {"N/A due to dynamic shapes": 1, "float16": 1, "float32": 1, "int8": 1}
     assert plan.describe()["inspector"] is said
 
@@ -228,4 +230,4 @@ def test_the_inspectors_words_for_types_are_understood():
      ("INT8", "int8"), ("UINT8", "uint8"), ("INT4", "int4"), ("FP8", "fp8"), ("INT32", "int32"), ("BOOL", "bool")],
 )  # fmt: skip
 def test_types_have_our_names(words, meant):
-    assert trt._precision(words) == meant
+    assert tensorrt._precision(words) == meant

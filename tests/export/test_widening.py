@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.widening import widened
+from pipeline.export.widening import widened
 
 CHANCE = np.random.default_rng(3)
 KERNEL = CHANCE.normal(0, 0.4, (4, 2, 3, 3)).astype(np.float32)

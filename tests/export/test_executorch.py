@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import mobile
 from pipeline.errors import ModelError, SettingsError
+from pipeline.export import executorch
 from pipeline.models.checkpoint import WithPreprocessing, build
 from pipeline.models.spec import Preprocessing, image_classifier
 
 needs_executorch = pytest.mark.skipif(
-    mobile.importlib.util.find_spec("executorch") is None, reason="needs `pip install flyweight[mobile]`"
+    executorch.importlib.util.find_spec("executorch") is None, reason="needs `pip install flyweight[mobile]`"
 )
 
 
@@ -40,7 +40,7 @@ def network(spec):
 def written(spec, network, tmp_path_factory):
     """(the program's file, the operators that XNNPACK left behind)"""
     file = tmp_path_factory.mktemp("phone") / "model.pte"
-    return file, mobile.export(spec, network, file, {"weights_sha256": "abc"})
+    return file, executorch.export(spec, network, file, {"weights_sha256": "abc"})
 
 
 def images(count):
@@ -48,12 +48,12 @@ def images(count):
 
 
 @needs_executorch
-@pytest.mark.parametrize("batch", [1, 7, mobile.MAX_BATCH])
+@pytest.mark.parametrize("batch", [1, 7, executorch.MAX_BATCH])
 def test_it_answers_as_pytorch_does_at_any_batch(spec, network, written, batch):
     raw = images(batch)
     with torch.inference_mode():
         expected = WithPreprocessing(spec, network)(torch.from_numpy(raw)).numpy()
-    np.testing.assert_allclose(mobile.MobileRunner(written[0])({"image": raw})["logits"], expected, atol=1e-5)
+    np.testing.assert_allclose(executorch.MobileRunner(written[0])({"image": raw})["logits"], expected, atol=1e-5)
 
 
 @needs_executorch
@@ -63,7 +63,7 @@ def test_xnnpack_takes_all_of_the_network(written):
 
 @needs_executorch
 def test_the_program_says_what_it_is(written):
-    facts = mobile.MobileRunner(written[0]).metadata()
+    facts = executorch.MobileRunner(written[0]).metadata()
     assert json.loads(facts["labels"]) == ["cat", "dog", "emu"]
     assert json.loads(facts["preprocessing"]) == {"mean": [0.3, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
     assert facts["weights_sha256"] == "abc"
@@ -71,7 +71,7 @@ def test_the_program_says_what_it_is(written):
 
 @needs_executorch
 def test_the_same_weights_give_the_same_bytes(spec, network, written, tmp_path):
-    mobile.export(spec, network, tmp_path / "again.pte", {"weights_sha256": "abc"})
+    executorch.export(spec, network, tmp_path / "again.pte", {"weights_sha256": "abc"})
     files = (written[0], tmp_path / "again.pte")
     assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == 1
 
@@ -79,14 +79,14 @@ def test_the_same_weights_give_the_same_bytes(spec, network, written, tmp_path):
 @needs_executorch
 def test_a_larger_batch_is_refused(written):
     with pytest.raises(ModelError, match=r"refuses images of shape \(9, 3, 8, 8\) \(at most 8 a call\)"):
-        mobile.MobileRunner(written[0])({"image": images(9)})
+        executorch.MobileRunner(written[0])({"image": images(9)})
 
 
 @needs_executorch
 def test_a_file_that_is_no_program_is_refused(tmp_path):
     (tmp_path / "model.pte").write_bytes(b"not a program")
     with pytest.raises(ModelError, match=r"ExecuTorch cannot load .*model\.pte"):
-        mobile.MobileRunner(tmp_path / "model.pte")
+        executorch.MobileRunner(tmp_path / "model.pte")
 
 
 @needs_executorch
@@ -97,12 +97,12 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_left(spec, tmp_path):
 
     message = r"resnet cannot be written for ExecuTorch: .*bessel_j0.* or set export_onnx\.mobile to 'off'"
     with pytest.raises(ModelError, match=message):
-        mobile.export(spec, Bessel(), tmp_path / "model.pte")
+        executorch.export(spec, Bessel(), tmp_path / "model.pte")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(mobile.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(executorch.importlib.util, "find_spec", lambda name: None)
     message = r"export_onnx\.mobile is 'executorch', but the Python package executorch is not installed: `pip install "
     with pytest.raises(SettingsError, match=message + r"flyweight\[mobile\]`, or set export_onnx\.mobile to 'off'"):
-        mobile.check_installed()
+        executorch.check_installed()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import onnx_graph
 from pipeline.errors import ModelError
+from pipeline.export import onnx_graph
 from pipeline.models.checkpoint import WithPreprocessing, build
 from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.onnx_runner import OnnxRunner
