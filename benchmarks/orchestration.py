@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 
-from pipeline import evidence
 from pipeline.airflow_client import AirflowClient
 from pipeline.demo import DAG
+from pipeline.tracking import evidence
 
 
 def main() -> None:

@@ -54,8 +54,8 @@ def wanted(conf: dict[str, Any]) -> bool:
 
 def evidence_text(pipeline: str) -> str:
     """Return verdict and table of a pipeline run as Markdown, and where the whole evidence is."""
-    from pipeline import evidence
     from pipeline.report import page
+    from pipeline.tracking import evidence
 
     found = evidence.gather(pipeline)
     return f"{page.summary(found)}\n\n[The pipeline's run in MLflow]({found['parent_url']})"

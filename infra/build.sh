@@ -5,7 +5,7 @@
 # same version. A tree with changes has none, so nothing that such an image makes is ever reused.
 set -eu
 cd "$(dirname "$0")/.."
-FLYWEIGHT_CODE_VERSION=$(.venv/bin/python -c 'from pipeline.handover import code_version; print(code_version()[0] or "")')
+FLYWEIGHT_CODE_VERSION=$(.venv/bin/python -c 'from pipeline.tracking.handover import code_version; print(code_version()[0] or "")')
 export FLYWEIGHT_CODE_VERSION
 echo "code version: ${FLYWEIGHT_CODE_VERSION:-none, the working tree differs from the commit}"
 exec docker compose --profile cpu build "$@"

@@ -112,7 +112,7 @@ def _stage_command(stage: Stage) -> click.Command:
         inputs: tuple[str, ...],
         result: Path | None,
     ) -> None:
-        from pipeline.tracking import run_stage
+        from pipeline.tracking.stage import run_stage
 
         ended = run_stage(
             stage.name,
@@ -143,7 +143,8 @@ load_commands.add_to(main)
 @_pipeline
 def all_stages(recipe: str | None, overrides: tuple[str, ...], force: bool, pipeline: str | None) -> None:
     """Run the whole graph without Airflow; starts MLflow and Triton if need be and leaves them running."""
-    from pipeline import stack, tracking
+    from pipeline import stack
+    from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, overrides)
     pipeline = _name(pipeline, "all")
@@ -193,7 +194,8 @@ def down() -> None:
 @main.command()
 def status() -> None:
     """Show what runs, what serves and how the newest pipeline run stands."""
-    from pipeline import evidence, stack
+    from pipeline import stack
+    from pipeline.tracking import evidence
 
     services = stack.status()
     for service in services:
@@ -267,8 +269,9 @@ def _name(given: str | None, what: str) -> str:
 
 
 def _report(pipeline: str, out: Path | None, ending: str | None = None) -> None:
-    from pipeline import evidence, tracking
     from pipeline.report import page
+    from pipeline.tracking import evidence
+    from pipeline.tracking import stage as tracking
 
     found = evidence.gather(pipeline)
     _say(f"flyweight: run {found['parent_run_id']} {found['parent_url']}")
@@ -283,8 +286,8 @@ def _report(pipeline: str, out: Path | None, ending: str | None = None) -> None:
 def _print_table(pipeline: str) -> None:
     from rich.console import Console
 
-    from pipeline import evidence
     from pipeline.report import table
+    from pipeline.tracking import evidence
 
     Console().print(table.rich_table(evidence.gather(pipeline)))
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline import evidence, handover
 from pipeline.airflow_client import AirflowClient
 from pipeline.airflow_settings import USER, password_file
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.progress.board import Board, LiveTable, PlainLog, ProgressFile, duration
 from pipeline.settings.form import FORCE, RECIPE
+from pipeline.tracking import evidence, handover
 
 DAG = "make_proxy"
 _POLL_SECONDS = 2.0

@@ -17,12 +17,13 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline import handover, stack
+from pipeline import stack
 from pipeline.airflow_settings import password_file
 from pipeline.errors import FlyweightError
 from pipeline.export import tensorrt
 from pipeline.machine import cpu, places
 from pipeline.settings.schema import ROOT
+from pipeline.tracking import handover
 
 _GB = 1e9
 _DISK_GB, _MEMORY_GB = 5, 3  # what a first demo writes; what the stack and a training on two processes take

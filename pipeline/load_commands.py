@@ -101,10 +101,10 @@ def tune_serving(
         raise FlyweightError(f"give a model ({model}) or a file (--onnx {onnx}), not both")
     from rich.console import Console
 
-    from pipeline import handover, tracking
     from pipeline.progress import bar
     from pipeline.report import load_report
     from pipeline.serving import onnx_artifact, tuning_run
+    from pipeline.tracking import handover, stage
 
     settings = cli_options.settings(recipe, overrides)
     handover.experiment_id()  # before minutes of measuring: is MLflow there?
@@ -119,7 +119,7 @@ def tune_serving(
         parameters: dict[str, Any] = {"sha256": artifact.sha256, "load": found.load}
         parameters |= {f"start.{name}": value for name, value in tuning_run.values(found.start).items()}
         parameters |= {f"chosen.{name}": value for name, value in tuning_run.values(found.chosen).items()}
-        address = tracking.log_run("tune-serving", parameters, metrics, Path(folder))
+        address = stage.log_run("tune-serving", parameters, metrics, Path(folder))
     click.echo(found.sentence)
     if found.better:
         _write_settings(found, recipe)

@@ -115,9 +115,9 @@ def _live_overrides(canary: float | None, shadow: bool, seconds: float | None, r
 
 
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
-    from pipeline import tracking
     from pipeline.serving import promotion
     from pipeline.serving.pull import pull
+    from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, overrides)
     registry = tracking.registry()
@@ -138,11 +138,11 @@ def _promote_file(
     overrides: tuple[str, ...],
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
-    from pipeline import tracking
     from pipeline.models.spec import SPEC_FILE
     from pipeline.serving import onnx_artifact, promotion
     from pipeline.serving.pull import BY_HAND, VERDICT
     from pipeline.serving.repository import MODEL_FILE
+    from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
     rows = min(settings.promote.golden_images, settings.serving.max_batch_size)
@@ -178,8 +178,8 @@ def _say_promoted(done: Any) -> None:
 @cli_options.model
 def rollback(model: str) -> None:
     """Serve the version before the present one again; instant while it is warm."""
-    from pipeline import tracking
     from pipeline.serving.rollback import rollback as roll_back
+    from pipeline.tracking import stage as tracking
 
     with _triton() as client:
         version = roll_back(model, client)
@@ -213,8 +213,8 @@ def history(model: str, as_json: bool) -> None:
 @cli_options.overrides
 def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Compare ledger, disk, Triton and registry; put right what can be, say what a person must do."""
-    from pipeline import tracking
     from pipeline.serving.reconcile import reconcile as compare
+    from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, overrides)
     model = settings.serving.model

@@ -7,11 +7,12 @@ import pytest
 from click.testing import CliRunner
 from serving_toys import FakeTriton, Registry, artifact, golden
 
-from pipeline import __main__, tracking
+from pipeline import __main__
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.onnx_runner import OnnxRunner
 from pipeline.serving import client, preflight, promotion
 from pipeline.serving.ledger import Ledger, lock
+from pipeline.tracking import stage
 
 QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4", "--set", "promote.max_p99_ratio=1000000.0")
 
@@ -34,7 +35,7 @@ def stand(tmp_path, monkeypatch):
     (tmp_path / "triton_repo").mkdir()
     registry, fake = Registry(tmp_path / "registry.json"), Closing(tmp_path / "triton_repo", tmp_path / "loaded.json")
     monkeypatch.setattr(client, "Client", lambda: fake)
-    monkeypatch.setattr(tracking, "registry", lambda: registry)
+    monkeypatch.setattr(stage, "registry", lambda: registry)
     monkeypatch.setattr(preflight, "answers", lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs))
 
     def register(factor):

@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 
 from peers.servers import cores
-from pipeline import tracking
 from pipeline.files import sha256
 from pipeline.machine import cpu, places
 from pipeline.serving import onnx_artifact
 from pipeline.serving.repository import Artifact
 from pipeline.serving.tuning import TUNED
 from pipeline.settings.schema import Serving
+from pipeline.tracking import stage
 
 
 def champion(directory: Path) -> Path:
@@ -30,7 +30,7 @@ def champion(directory: Path) -> Path:
         urllib.request.urlopen(f"{places.mlflow()}/health", timeout=2).close()
     except OSError as error:
         raise SystemExit(f"No MLflow answers at {places.mlflow()} ({error}), so there is no champion. {how}") from error
-    registry, name = tracking.registry(), Serving().model
+    registry, name = stage.registry(), Serving().model
     version = registry.aliases(name).get("champion")
     if version is None:
         raise SystemExit(f"The registry at {places.mlflow()} has no champion of {name!r}. {how}")

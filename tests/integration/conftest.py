@@ -14,11 +14,12 @@ import pytest
 import stack_environment
 from dag_runs import EPOCHS, Ended, trainers
 
-from pipeline import demo, evidence, stack
+from pipeline import demo, stack
 from pipeline.airflow_client import AirflowClient
 from pipeline.doctor import browser
 from pipeline.machine import places
 from pipeline.settings.schema import ROOT
+from pipeline.tracking import evidence
 
 
 @pytest.fixture(scope="package")

@@ -11,10 +11,11 @@ import pytest
 from dag_runs import EPOCHS, Ended
 from playwright.sync_api import Page, expect
 
-from pipeline import demo, evidence
+from pipeline import demo
 from pipeline.airflow_client import AirflowClient
 from pipeline.graph import STAGES
 from pipeline.machine import places
+from pipeline.tracking import evidence
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

@@ -8,9 +8,10 @@ import sys
 import pytest
 from dag_runs import EPOCHS, Ended
 
-from pipeline import demo, evidence
+from pipeline import demo
 from pipeline.graph import STAGES
 from pipeline.machine import places
+from pipeline.tracking import evidence
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 

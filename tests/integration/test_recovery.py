@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from dag_runs import EPOCHS, Ended, run_dag, trainers
 
-from pipeline import handover
 from pipeline.serving.client import Client
 from pipeline.settings import schema
+from pipeline.tracking import handover
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

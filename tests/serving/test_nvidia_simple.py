@@ -19,10 +19,10 @@ from serving_toys import Registry
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from pipeline import tracking
 from pipeline.__main__ import main
 from pipeline.serving.client import Client
 from pipeline.serving.temporary import remove_models
+from pipeline.tracking import stage
 
 pytestmark = pytest.mark.integration
 FIRST = np.arange(16, dtype=np.int32).reshape(1, 16)
@@ -39,7 +39,7 @@ def url(triton_server, tmp_path_factory):
         patch.setenv("FLYWEIGHT_HOME", str(triton_server.home / "home"))
         patch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(triton_server.repository))
         patch.setenv("FLYWEIGHT_TRITON_GRPC", triton_server.url)
-        patch.setattr(tracking, "registry", lambda: Registry(folder / "registry.json"))
+        patch.setattr(stage, "registry", lambda: Registry(folder / "registry.json"))
         arguments = ["promote", "--onnx", str(file), "--name", "simple", "--set", "promote.observe_s=0"]
         done = CliRunner().invoke(main, arguments, catch_exceptions=False)
         assert "simple serves version 1 (replaced version none), SHA-256" in done.output

@@ -9,8 +9,9 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from pipeline import demo, evidence
+from pipeline import demo
 from pipeline.machine import places
+from pipeline.tracking import evidence
 
 EPOCHS = 16
 """Epochs of the teacher in every run here: the same settings, so that all runs but the first reuse what that one made."""

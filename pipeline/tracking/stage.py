@@ -25,14 +25,14 @@ from typing import Any
 
 import psutil
 
-from pipeline import handover
 from pipeline.errors import FlyweightError, Interrupted, PromotionError, Skipped
 from pipeline.graph import STAGES, Stage
-from pipeline.handover import EXPERIMENT, TAG, Input
 from pipeline.machine import places
 from pipeline.progress import events as progress
 from pipeline.progress.follow import Event, Follower
 from pipeline.settings.schema import Settings
+from pipeline.tracking import handover
+from pipeline.tracking.handover import EXPERIMENT, TAG, Input
 
 Say = Callable[[str], None]
 

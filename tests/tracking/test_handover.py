@@ -4,11 +4,11 @@ import subprocess
 
 import pytest
 
-from pipeline import handover
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
-from pipeline.handover import Input
 from pipeline.settings import schema
+from pipeline.tracking import handover
+from pipeline.tracking.handover import Input
 
 TRAIN = STAGES["train"]
 

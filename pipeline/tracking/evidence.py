@@ -9,10 +9,10 @@ import json
 import time
 from typing import Any
 
-from pipeline import handover
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
-from pipeline.handover import TAG
+from pipeline.tracking import handover
+from pipeline.tracking.handover import TAG
 
 
 def gather(pipeline: str) -> dict[str, Any]:

@@ -13,11 +13,12 @@ import urllib.request
 
 import pytest
 
-from pipeline import evidence, handover, tracking
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import Stage
 from pipeline.progress import events
 from pipeline.settings import schema as config
+from pipeline.tracking import evidence, handover
+from pipeline.tracking import stage as tracking
 
 pytestmark = pytest.mark.integration
 
@@ -160,7 +161,7 @@ def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys, types
         from pipeline.settings import schema as config
-        from pipeline import tracking
+        from pipeline.tracking import stage as tracking
         from pipeline.graph import Stage
         def fake(config, *, out):
             os.kill(os.getpid(), signal.SIGKILL)
