@@ -32,7 +32,7 @@ import torch
 from compression_report import Measured
 from torch import nn
 
-from pipeline.data import open_split
+from pipeline.data.shards import open_split
 from pipeline.evaluation.statistics import mcnemar
 from pipeline.export import onnx_graph
 from pipeline.machine import places

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from pipeline.errors import SettingsError, near_miss
 
 KINDS = {
-    "datasets": "datasets",
+    "datasets": "data.datasets",
     "models": "models.architectures",
     "losses": "losses",
     "pruners": "pruners",

@@ -25,8 +25,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import answers, augment, fake_quant, snapshot
-from pipeline.data import Split, open_split
+from pipeline import answers, fake_quant, snapshot
+from pipeline.data.shards import Split, open_split
+from pipeline.data.views import augment
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.fake_quant import FakeQuant

@@ -70,7 +70,7 @@ def tiny_data(tmp_path_factory):
     """A prepared data directory that is quick to learn: 1x8x8 images, label = the bright quadrant. It has no test split."""
     import numpy as np
 
-    from pipeline import data
+    from pipeline.data import shards
 
     chance = np.random.default_rng(5)
 
@@ -84,7 +84,7 @@ def tiny_data(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("tiny")
     splits = {"train": images(330), "validation": images(82)}
-    data.write(directory, name="tiny", labels=("nw", "ne", "sw", "se"), splits=splits)
+    shards.write(directory, name="tiny", labels=("nw", "ne", "sw", "se"), splits=splits)
     return directory
 
 

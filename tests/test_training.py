@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import fake_quant, training
-from pipeline.data import load_manifest, open_split
+from pipeline.data.shards import load_manifest, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.fake_quant import FakeQuant, Grid, Levels

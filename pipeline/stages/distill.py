@@ -12,7 +12,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from pipeline.data import load_manifest
+from pipeline.data.shards import load_manifest
 from pipeline.fitting import check_same_task, new_spec, size, train_job
 from pipeline.models import checkpoint
 from pipeline.models import size as macs

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.data import MANIFEST_FILE, load_manifest, open_split
+from pipeline.data.shards import MANIFEST_FILE, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.export import onnx_graph
 from pipeline.export.widening import widened

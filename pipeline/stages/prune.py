@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import components, sensitivity
-from pipeline.data import load_manifest, open_split
+from pipeline.data.shards import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.export import onnx_graph
 from pipeline.fitting import check_same_task, train_job

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pipeline import fake_quant, quant_plan
-from pipeline.data import Split, load_manifest, open_split
+from pipeline.data.shards import Split, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.evaluation.statistics import mcnemar
 from pipeline.export import onnx_graph

@@ -1,6 +1,6 @@
 """validate: hold the prepared data to its expectations with Great Expectations, and show what was found.
 
-The data is summed up in small tables (`pipeline.data_summary`): its shards, the images of each split, its classes. Each
+The data is summed up in small tables (`pipeline.data.facts`): its shards, the images of each split, its classes. Each
 table is a data asset with a suite of expectations, one checkpoint runs them all, and the Data Docs say which hold.
 """
 
@@ -23,8 +23,8 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipeline import data_summary
-from pipeline.data import Manifest, load_manifest
+from pipeline.data import facts
+from pipeline.data.shards import Manifest, load_manifest
 from pipeline.errors import DataError
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
@@ -40,9 +40,9 @@ def validate(config: Expectations, *, data: Path, out: Path) -> Metrics:
     """
     manifest = load_manifest(data)
     report("validate", done=0, total=3)
-    shards, splits = data_summary.read(data, manifest)
-    classes, means = data_summary.class_table(splits, manifest)
-    tables = {"shards": shards, **data_summary.image_tables(splits), "classes": classes}
+    shards, splits = facts.read(data, manifest)
+    classes, means = facts.class_table(splits, manifest)
+    tables = {"shards": shards, **facts.image_tables(splits), "classes": classes}
     suites = {
         "shards": _shard_expectations(manifest),
         **{split: _image_expectations(config, manifest, split) for split in splits},

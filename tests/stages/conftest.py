@@ -52,14 +52,14 @@ def digits_data(tmp_path_factory):
     import numpy as np
     from sklearn.datasets import load_digits
 
-    from pipeline import data
+    from pipeline.data import shards
 
     found = load_digits()
     images = np.round(found.images * (255 / 16)).astype(np.uint8)[:, None]
     parts = {"train": slice(0, 1300), "validation": slice(1300, 1500), "test": slice(1500, 1797)}
     splits = {name: (images[part], found.target[part].astype(np.int64)) for name, part in parts.items()}
     directory = tmp_path_factory.mktemp("digits")
-    data.write(directory, name="digits", labels=tuple("0123456789"), splits=splits)
+    shards.write(directory, name="digits", labels=tuple("0123456789"), splits=splits)
     return directory
 
 
@@ -69,7 +69,7 @@ def digits_checkpoints(digits_data, tmp_path_factory):
     import torch
     from torch.nn import functional as F
 
-    from pipeline.data import load_manifest, open_split
+    from pipeline.data.shards import load_manifest, open_split
     from pipeline.models import checkpoint
     from pipeline.models.spec import Preprocessing, PruningStep, image_classifier
 

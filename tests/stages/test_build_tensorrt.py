@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline import components, fake_quant, quant_plan
-from pipeline.data import load_manifest, open_split
+from pipeline.data.shards import load_manifest, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import onnx_graph, tensorrt
 from pipeline.files import sha256

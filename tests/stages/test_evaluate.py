@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 from torch import nn
 
-from pipeline import data as prepared
+from pipeline.data import shards as prepared
 from pipeline.errors import BudgetError, ModelError
 from pipeline.files import sha256
 from pipeline.models.checkpoint import save

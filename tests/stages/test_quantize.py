@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from pipeline import training
-from pipeline.data import open_split
+from pipeline.data.shards import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
 from pipeline.machine import cpu

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import data, data_summary
-from pipeline.datasets import divide
-from pipeline.datasets.digits import Digits
+from pipeline.data import facts as data_summary
+from pipeline.data import shards as data
+from pipeline.data.datasets.digits import Digits
+from pipeline.data.divide import divide
 from pipeline.errors import DataError
 from pipeline.settings import schema
 

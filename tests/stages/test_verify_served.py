@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from serving_toys import LABELS, images, write_candidates, write_onnx
 
-from pipeline import data
+from pipeline.data import shards
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.onnx_runner import OnnxRunner
@@ -33,7 +33,7 @@ class StandIn:
 def run(tmp_path):
     labels = np.arange(60, dtype=np.int64) % 3
     splits = {name: (images(60, seed), labels) for seed, name in enumerate(("train", "validation", "test"))}
-    data.write(tmp_path / "data", name="toy", labels=LABELS, splits=splits)
+    shards.write(tmp_path / "data", name="toy", labels=LABELS, splits=splits)
     candidates = write_candidates(tmp_path / "candidates")
     promotion = tmp_path / "promotion"
     promotion.mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import fashion_mnist
+from pipeline.data.datasets import fashion_mnist
 from pipeline.errors import DataError
 
 

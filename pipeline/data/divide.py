@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import Images, Labels, content_hashes
+from pipeline.data.shards import Images, Labels, content_hashes
 from pipeline.errors import DataError
 
 

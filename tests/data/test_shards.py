@@ -8,31 +8,31 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from pipeline import data
+from pipeline.data import shards
 from pipeline.errors import DataError
 from pipeline.settings import schema
 
 LABELS = ("cat", "dog", "owl")
 
 
-def make(directory: Path, shard_bytes: int = data.SHARD_BYTES) -> tuple[np.ndarray, np.ndarray]:
+def make(directory: Path, shard_bytes: int = shards.SHARD_BYTES) -> tuple[np.ndarray, np.ndarray]:
     """Write random data and return the images and labels of train: 50 images of 2x3x4."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (50, 2, 3, 4), dtype=np.uint8)
     labels = random.integers(0, 3, 50)
     splits = {"train": (images, labels), "validation": (images[:7], labels[:7]), "test": (images[7:20], labels[7:20])}
-    data.write(directory, name="toy", labels=LABELS, splits=splits, shard_bytes=shard_bytes)
+    shards.write(directory, name="toy", labels=LABELS, splits=splits, shard_bytes=shard_bytes)
     return images, labels
 
 
-@pytest.fixture(params=[24 * 8, data.SHARD_BYTES], ids=["seven shards", "one shard"])
-def toy(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[data.Split, np.ndarray, np.ndarray]:
+@pytest.fixture(params=[24 * 8, shards.SHARD_BYTES], ids=["seven shards", "one shard"])
+def toy(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[shards.Split, np.ndarray, np.ndarray]:
     images, labels = make(tmp_path, request.param)
     assert len(list((tmp_path / "train").iterdir())) == {24 * 8: 7}.get(request.param, 1)
-    return data.open_split(tmp_path, "train"), images, labels
+    return shards.open_split(tmp_path, "train"), images, labels
 
 
-def test_reads_what_was_written(toy: tuple[data.Split, np.ndarray, np.ndarray]) -> None:
+def test_reads_what_was_written(toy: tuple[shards.Split, np.ndarray, np.ndarray]) -> None:
     split, images, labels = toy
     assert len(split) == 50
     np.testing.assert_array_equal(split.images(), images)
@@ -58,7 +58,7 @@ def test_slice_equals_numpys(toy: tuple, start: int, stop: int) -> None:
 
 def test_a_slice_of_one_shard_is_no_copy(tmp_path: Path) -> None:
     make(tmp_path)
-    split = data.open_split(tmp_path, "train")
+    split = shards.open_split(tmp_path, "train")
     assert np.shares_memory(split.images(), split.slice(3, 9))
     assert not split.images().flags.writeable
 
@@ -76,7 +76,7 @@ def test_same_content_is_the_same_bytes(tmp_path: Path) -> None:
 
 def test_manifest_describes_the_training_images(tmp_path: Path) -> None:
     images, labels = make(tmp_path)
-    manifest = data.load_manifest(tmp_path)
+    manifest = shards.load_manifest(tmp_path)
     assert manifest.counts == {"train": 50, "validation": 7, "test": 13}
     assert manifest.image_shape == (2, 3, 4)
     np.testing.assert_allclose(manifest.mean, (images / 255).mean(axis=(0, 2, 3)), atol=1e-6)
@@ -92,9 +92,9 @@ def test_content_hashes_are_equal_for_equal_pixels_alone() -> None:
     images = np.zeros((4, 1, 2, 2), np.uint8)
     images[1] = 1
     images[3] = 1
-    hashes = data.content_hashes(images)
+    hashes = shards.content_hashes(images)
     assert hashes[0] == hashes[2] != hashes[1] == hashes[3]
-    assert data.content_hashes(images, key="17")[0] != hashes[0]
+    assert shards.content_hashes(images, key="17")[0] != hashes[0]
 
 
 def shard(directory: Path) -> Path:
@@ -141,15 +141,15 @@ def test_damaged_shard_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     damage, message = DAMAGE[kind]
     damage(tmp_path)
     with pytest.raises(DataError, match=rf"validation/part-00000\.arrow:? {message}"):
-        data.open_split(tmp_path, "validation")
-    assert len(data.open_split(tmp_path, "train")) == 50
+        shards.open_split(tmp_path, "validation")
+    assert len(shards.open_split(tmp_path, "train")) == 50
 
 
 def test_no_manifest_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"holds no prepared data: manifest.json cannot be read .*flyweight prepare_data"
     ):
-        data.load_manifest(tmp_path)
+        shards.load_manifest(tmp_path)
 
 
 def test_manifest_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
@@ -157,13 +157,13 @@ def test_manifest_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace('"validation": 7', '"validation": 8'))
     with pytest.raises(DataError, match="counts has 8 images in validation, its shards have 7"):
-        data.load_manifest(tmp_path)
+        shards.load_manifest(tmp_path)
 
 
 def test_unknown_split_gets_the_near_miss(tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(DataError, match=r"no split 'tests'; it has: train, validation, test; did you mean 'test'\?"):
-        data.open_split(tmp_path, "tests")
+        shards.open_split(tmp_path, "tests")
 
 
 def test_dvc_lock_is_of_this_code_and_these_settings() -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline import augment
+from pipeline.data.views import augment
 
 
 def generator(seed=0):

@@ -1,4 +1,4 @@
-"""Facts about prepared data as Arrow tables: one row a shard, an image, a class. Reads what `pipeline.data` would refuse.
+"""Facts about prepared data as Arrow tables: one row a shard, an image, a class. Reads what `pipeline.data.shards` would refuse.
 
 `validate` holds these tables to its expectations. Everything damaged becomes a row that says so, so that one look at the
 data names every problem. The column ``where`` of each table says which thing a row is about.
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data import Manifest, content_hashes, read_shard
+from pipeline.data.shards import Manifest, content_hashes, read_shard
 from pipeline.errors import DataError
 from pipeline.files import sha256
 

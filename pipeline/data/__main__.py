@@ -1,4 +1,4 @@
-"""What dvc.yaml runs: ``python -m pipeline.datasets fetch NAME`` into data/raw/NAME, then ``... prepare NAME`` into data/NAME."""
+"""What dvc.yaml runs: ``python -m pipeline.data.divide fetch NAME`` into data/raw/NAME, then ``... prepare NAME`` into data/NAME."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline import data
 from pipeline.components import build
-from pipeline.datasets import divide
+from pipeline.data import shards
+from pipeline.data.divide import divide
 from pipeline.errors import FlyweightError, SettingsError, near_miss
 from pipeline.protocols import Dataset
 from pipeline.settings import schema
 
-_log = logging.getLogger("pipeline.datasets")
+_log = logging.getLogger("pipeline.data.divide")
 
 
 def fetch(name: str) -> None:
@@ -40,7 +40,7 @@ def prepare(name: str) -> None:
     original = dataset.read(schema.ROOT / "data" / "raw" / name)
     splits, dropped = divide(original, known[name].validation_images, known[name].split_seed)
     with _whole(schema.ROOT / "data" / name) as partial:
-        manifest = data.write(partial, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
+        manifest = shards.write(partial, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
     _log.info("%s: %s; dropped: %s", name, manifest.counts, manifest.dropped)
 
 
@@ -58,7 +58,7 @@ def _whole(directory: Path) -> Iterator[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one of the two commands; return the exit code (2: the user can mend it)."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.datasets", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.data.divide", description=__doc__)
     parser.add_argument("command", choices=["fetch", "prepare"])
     parser.add_argument("name", help="a file of pipeline/datasets/, without .py")
     given = parser.parse_args(arguments)

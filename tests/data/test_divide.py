@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.datasets import divide, stratified
+from pipeline.data.divide import divide, stratified
 from pipeline.errors import DataError
 
 

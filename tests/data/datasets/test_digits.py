@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.datasets import digits
+from pipeline.data.datasets import digits
 from pipeline.errors import DataError
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import Images, Labels
-from pipeline.datasets import stratified
+from pipeline.data.divide import stratified
+from pipeline.data.shards import Images, Labels
 from pipeline.errors import DataError
 
 FILE = "digits.csv"

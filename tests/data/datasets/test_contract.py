@@ -1,4 +1,4 @@
-"""Every file in pipeline/datasets/ keeps to the Dataset protocol, and `python -m pipeline.datasets` prepares it."""
+"""Every file in pipeline/datasets/ keeps to the Dataset protocol, and `python -m pipeline.data.divide` prepares it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.datasets.__main__ as command
-from pipeline import components, data
+import pipeline.data.__main__ as command
+from pipeline import components
+from pipeline.data import shards
 from pipeline.settings import schema
 
 NAMES = components.names("datasets")
@@ -49,7 +50,7 @@ def test_digits_from_the_package_to_shards(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "data" / "digits" / "stale").touch()
     assert command.main(["fetch", "digits"]) == 0
     assert command.main(["prepare", "digits"]) == 0
-    assert data.load_manifest(tmp_path / "data" / "digits").counts == {"train": 1257, "validation": 180, "test": 360}
+    assert shards.load_manifest(tmp_path / "data" / "digits").counts == {"train": 1257, "validation": 180, "test": 360}
     assert sorted(path.name for path in (tmp_path / "data").rglob("*") if path.is_file()) == [
         "digits.csv", "manifest.json", *["part-00000.arrow"] * 3,
     ]  # fmt: skip
