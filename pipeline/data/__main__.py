@@ -1,4 +1,4 @@
-"""What dvc.yaml runs: ``python -m pipeline.data.divide fetch NAME`` into data/raw/NAME, then ``... prepare NAME`` into data/NAME."""
+"""What dvc.yaml runs: ``python -m pipeline.data fetch NAME`` into data/raw/NAME, then ``... prepare NAME`` into data/NAME."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.errors import FlyweightError, SettingsError, near_miss
 from pipeline.protocols import Dataset
 from pipeline.settings import schema
 
-_log = logging.getLogger("pipeline.data.divide")
+_log = logging.getLogger("pipeline.data")
 
 
 def fetch(name: str) -> None:
@@ -58,9 +58,9 @@ def _whole(directory: Path) -> Iterator[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one of the two commands; return the exit code (2: the user can mend it)."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.data.divide", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.data", description=__doc__)
     parser.add_argument("command", choices=["fetch", "prepare"])
-    parser.add_argument("name", help="a file of pipeline/datasets/, without .py")
+    parser.add_argument("name", help="a file of pipeline/data/datasets/, without .py")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

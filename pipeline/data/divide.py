@@ -1,4 +1,4 @@
-"""Data sets, one a file, and what is done to each of them before training: drop duplicates, set validation images aside.
+"""What is done to each data set before training: drop duplicates, set validation images aside.
 
 Nothing here draws random numbers: which images go where follows from hashes of their pixels and the seed, so the same
 pixels are split in the same way by every version of every library.

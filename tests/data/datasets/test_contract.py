@@ -1,4 +1,4 @@
-"""Every file in pipeline/datasets/ keeps to the Dataset protocol, and `python -m pipeline.data.divide` prepares it."""
+"""Every file in pipeline/data/datasets/ keeps to the Dataset protocol, and `python -m pipeline.data` prepares it."""
 
 from __future__ import annotations
 
