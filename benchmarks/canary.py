@@ -33,7 +33,7 @@ import numpy as np
 from swap import Counting, Triton, artifact, images
 
 from pipeline.errors import PromotionError
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import load, promotion
 from pipeline.serving import repository as files
 from pipeline.serving.client import Client, TritonError

@@ -20,8 +20,8 @@ from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.size import macs
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner
-from pipeline.timing import time_runners
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.timing import time_runners
 
 SHAPE = (1, 28, 28)
 BATCHES = (1, 64)

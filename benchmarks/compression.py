@@ -38,13 +38,13 @@ from pipeline.export import onnx_graph
 from pipeline.machine import places
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.timing import time_runners
 from pipeline.settings.schema import Component, Distill, Distributed, Finetune, Fit, Prune, Quantize, Train
 from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import answered_right, calibration_images, quantize
 from pipeline.stages.train import train
-from pipeline.timing import time_runners
 
 BATCHES = (1, 32, 64)
 CALIBRATION = 2048

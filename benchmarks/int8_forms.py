@@ -26,9 +26,9 @@ from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static
-from pipeline.timing import time_runners
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.timing import time_runners
 
 BATCHES = (1, 16, 64)
 

@@ -45,7 +45,7 @@ from peers.environments import PeerError, environment, installed
 from peers.http1 import request as http_request
 from peers.servers import Server
 
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import closed_loop, load, onnx_artifact, tuning_run
 from pipeline.serving.client import Client
 from pipeline.serving.histogram import Histogram

@@ -36,7 +36,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.files import sha256
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import disk, local_triton, promotion
 from pipeline.serving import repository as files
 from pipeline.serving.client import Client, TritonError

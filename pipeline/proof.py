@@ -25,10 +25,10 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import ModelError
 from pipeline.machine import cpu
 from pipeline.machine.cpu import Cpu
-from pipeline.onnx_runner import OnnxRunner, session_options
 from pipeline.protocols import Metrics
 from pipeline.records.evaluation import Offline
-from pipeline.timing import time_runners
+from pipeline.runners.onnx_runner import OnnxRunner, session_options
+from pipeline.runners.timing import time_runners
 
 BATCHES = (1, 32, 64)
 """Images a call."""

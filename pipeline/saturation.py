@@ -30,7 +30,7 @@ from onnx import helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ModelError
-from pipeline.onnx_runner import session_options
+from pipeline.runners.onnx_runner import session_options
 
 WITH_32_BIT_SUMS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """CPU flags, as the operating system names them, under which no sum is cut off."""

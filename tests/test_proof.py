@@ -12,10 +12,10 @@ from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators, prove
 from pipeline.quantizers.static import Static
 from pipeline.records.evaluation import Offline
+from pipeline.runners.onnx_runner import OnnxRunner
 
 
 @pytest.fixture(scope="module")

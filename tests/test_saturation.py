@@ -11,9 +11,9 @@ from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.dynamic import Dynamic
 from pipeline.quantizers.static import Static
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.saturation import Emulation, _Sums, without_vnni
 
 EXACT_HERE = cpu.describe().vnni or cpu.describe().machine != "x86_64"

@@ -9,7 +9,7 @@ from serving_toys import FakeTriton, Registry, artifact, golden
 
 from pipeline import __main__
 from pipeline.errors import FlyweightError, PromotionError
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import client, preflight, promotion
 from pipeline.serving.ledger import Ledger, lock
 from pipeline.tracking import stage

@@ -15,8 +15,8 @@ from torch import nn
 
 from pipeline.export import onnx_graph
 from pipeline.models.spec import ModelSpec
-from pipeline.onnx_runner import OnnxRunner
-from pipeline.timing import time_runners
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.timing import time_runners
 
 _SECONDS = 0.5
 """Time for each of the two networks that take turns."""

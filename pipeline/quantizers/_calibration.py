@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError
 from pipeline.export.onnx_graph import NORMALISED
-from pipeline.onnx_runner import session_options
+from pipeline.runners.onnx_runner import session_options
 
 Method = Literal["minmax", "percentile", "entropy"]
 Range = tuple[float, float]

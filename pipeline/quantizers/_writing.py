@@ -8,7 +8,7 @@ import onnx
 
 from pipeline.errors import ModelError
 from pipeline.export.onnx_graph import annotate, check
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 
 
 def write(

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.errors import ModelError
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.protocols import Metrics
 from pipeline.quantizers._calibration import Method, check_images
 from pipeline.quantizers._writing import check_target, write
 from pipeline.quantizers.static import Calibrated, Static, census
+from pipeline.runners.onnx_runner import OnnxRunner
 
 RECORD_FILE = "mixed.json"
 HELD_OUT = 4

@@ -299,7 +299,7 @@ class AsyncClient:
 
 
 class TritonRunner:
-    """A served model behind the calling convention of `pipeline.runners`.
+    """A served model behind the calling convention of `pipeline.runners.runner`.
 
     Args:
         model: its name.

@@ -17,7 +17,7 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import ModelSpec, TensorSpec
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.golden import Golden
 from pipeline.serving.repository import Artifact
 

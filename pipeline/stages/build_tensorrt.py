@@ -21,8 +21,6 @@ from pipeline.errors import ModelError, Skipped
 from pipeline.export import tensorrt
 from pipeline.files import sha256
 from pipeline.models.spec import SPEC_FILE, load_spec
-from pipeline.onnx_runner import OnnxRunner
-from pipeline.parity import compare
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.records.candidates import (
@@ -36,9 +34,11 @@ from pipeline.records.candidates import (
     load_candidates,
     save,
 )
-from pipeline.runners import TensorRTRunner
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.parity import compare
+from pipeline.runners.runner import TensorRTRunner
+from pipeline.runners.timing import time_runners
 from pipeline.settings.schema import BuildTensorrt, Serving
-from pipeline.timing import time_runners
 
 IMAGES = 1000
 """Validation images, at most, that an engine answers beside ONNX Runtime."""

@@ -25,7 +25,6 @@ from pipeline.evaluation import gate
 from pipeline.evaluation.quality import quality
 from pipeline.machine import cpu
 from pipeline.models.spec import load_spec
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.records.candidates import Candidate, Candidates, load_candidates, load_engines
@@ -42,14 +41,15 @@ from pipeline.records.evaluation import (
     save,
 )
 from pipeline.report import plots
-from pipeline.runners import TorchRunner
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.runner import TorchRunner
+from pipeline.runners.timing import time_runners
 from pipeline.serving import load
 from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE
 from pipeline.serving.repository import Artifact
 from pipeline.serving.temporary import temporary_models
 from pipeline.settings.schema import Budget, Evaluate, Serving
-from pipeline.timing import time_runners
 
 PREDICTIONS_FILE = "predictions.npz"
 GOLDEN_IMAGES = 64

@@ -25,12 +25,12 @@ from pipeline.files import sha256
 from pipeline.models import size as sizes
 from pipeline.models.checkpoint import WEIGHTS_FILE, load
 from pipeline.models.spec import SPEC_FILE
-from pipeline.onnx_runner import OnnxRunner
-from pipeline.parity import compare
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
 from pipeline.records.candidates import Candidate, Candidates, Mobile, Parity, save
-from pipeline.runners import TorchRunner
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.parity import compare
+from pipeline.runners.runner import TorchRunner
 from pipeline.settings.schema import ExportOnnx
 from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
 

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.spec import load_spec
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
 from pipeline.records.evaluation import GOLDEN_FILE, Verdict, load_verdict
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import golden as answers
 from pipeline.serving import promotion
 from pipeline.serving.client import Client

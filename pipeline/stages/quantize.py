@@ -34,10 +34,10 @@ from pipeline.files import sha256
 from pipeline.fitting import check_same_task, train_job
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress.events import report
 from pipeline.proof import Proof, prove
 from pipeline.protocols import Metrics, Quantizer
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.saturation import Saturation, without_vnni
 from pipeline.settings.schema import Distributed, Fit, Quantize
 from pipeline.training import TrainingJob

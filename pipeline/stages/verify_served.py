@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pipeline.data.shards import Split, open_split
 from pipeline.errors import PromotionError
 from pipeline.models.spec import load_spec
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.candidates import load_candidates
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.client import Client
 from pipeline.serving.golden import TOLERANCE, difference
 from pipeline.settings.schema import Serving, VerifyServed

@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 from pipeline.export import onnx_graph
 from pipeline.models.checkpoint import WithPreprocessing, build
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 
 pytestmark = pytest.mark.integration  # each test exports a graph
 

@@ -6,8 +6,8 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from pipeline.errors import ModelError
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.dynamic import Dynamic
+from pipeline.runners.onnx_runner import OnnxRunner
 
 
 def answers(file, images):

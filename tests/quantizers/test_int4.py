@@ -8,8 +8,8 @@ from torch import nn
 
 from pipeline import components
 from pipeline.errors import ModelError, SettingsError
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.int4 import Int4, pack, quantize_blocks
+from pipeline.runners.onnx_runner import OnnxRunner
 
 
 def dequantized(matrix, block):

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from pipeline import components
 from pipeline.errors import ModelError, SettingsError
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.mixed import Mixed, drift
 from pipeline.quantizers.static import Static
+from pipeline.runners.onnx_runner import OnnxRunner
 
 
 def test_drift_is_what_pytorch_says():

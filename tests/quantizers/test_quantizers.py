@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from pipeline import components
 from pipeline.errors import ModelError
 from pipeline.export import tensorrt
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 
 TARGETS = {"dynamic": ["cpu"], "bf16": ["tensorrt"]}
 """Where a quantizer has fewer than two."""

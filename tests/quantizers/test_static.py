@@ -9,10 +9,10 @@ import pytest
 from pipeline import components
 from pipeline.errors import ModelError, SettingsError
 from pipeline.export import tensorrt
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import count_operators
 from pipeline.quantizers import _writing, static
 from pipeline.quantizers.static import Static
+from pipeline.runners.onnx_runner import OnnxRunner
 
 CALIBRATION = 200
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from serving_toys import FakeTriton, Registry, Server
 
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import local_triton
 from pipeline.settings.schema import ROOT, Serving
 

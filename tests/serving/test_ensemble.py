@@ -10,7 +10,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import repository
 from pipeline.serving.client import Client, TritonError
 from pipeline.serving.ensemble import Step, config_pbtxt, publish, read_steps

@@ -117,7 +117,7 @@ def test_a_good_candidate_passes_and_goes_live(home, fake, one, promote, kind):
 
 
 def golden_logits(what, asked):
-    from pipeline.onnx_runner import OnnxRunner
+    from pipeline.runners.onnx_runner import OnnxRunner
 
     return OnnxRunner(what.onnx)({"image": asked})["logits"]
 

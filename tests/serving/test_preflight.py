@@ -5,7 +5,7 @@ from onnx import TensorProto, helper
 from serving_toys import artifact, images
 
 from pipeline.errors import PromotionError
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import preflight
 
 

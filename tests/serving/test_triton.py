@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import load, local_triton, promotion
 from pipeline.serving.client import Client, TritonError, TritonRunner, classify
 from pipeline.serving.rollback import rollback

@@ -16,10 +16,10 @@ from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier, load_spec
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.static import Static
 from pipeline.records import candidates as files
 from pipeline.records.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.settings.schema import BuildTensorrt, Serving
 from pipeline.stages import build_tensorrt as stage
 from pipeline.stages.build_tensorrt import build_tensorrt, choose

@@ -13,10 +13,10 @@ from pipeline.export import executorch, onnx_graph
 from pipeline.files import sha256
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.quantizers.bf16 import Bf16
 from pipeline.records.candidates import load_candidates
-from pipeline.runners import TorchRunner
+from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.runner import TorchRunner
 from pipeline.settings.schema import ExportOnnx
 from pipeline.stages import export_onnx as stage
 from pipeline.stages.export_onnx import export_onnx

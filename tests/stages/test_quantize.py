@@ -16,8 +16,8 @@ from pipeline.files import sha256
 from pipeline.machine import cpu
 from pipeline.models import checkpoint
 from pipeline.models.spec import load_spec
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.proof import Proof
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.saturation import WITH_VNNI, Saturation
 from pipeline.settings.schema import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.stages import quantize as stage

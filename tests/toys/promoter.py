@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serving_toys import QUICK, Registry, artifact, golden
 
-from pipeline.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import preflight, promotion
 from pipeline.serving.client import Client
 from pipeline.serving.ledger import Ledger

@@ -18,8 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner
 from pipeline.records.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import local_triton
 from pipeline.serving.client import Answer, Client, Served, TritonError
 from pipeline.serving.golden import Golden

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.parity import compare
+from pipeline.runners.parity import compare
 
 
 class Fixed:

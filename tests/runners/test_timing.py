@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline import timing
+from pipeline.runners import timing
 
 IMAGES = np.arange(3 * 4, dtype=np.uint8).reshape(3, 1, 2, 2)
 

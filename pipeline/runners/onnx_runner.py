@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU behind the calling convention of `pipeline.runners`, without PyTorch, which serving does not need."""
+"""ONNX Runtime on the CPU behind the calling convention of `pipeline.runners.runner`, without PyTorch, which serving does not need."""
 
 from __future__ import annotations
 

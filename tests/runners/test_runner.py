@@ -9,9 +9,9 @@ from onnx import helper
 from pipeline.errors import ModelError
 from pipeline.models import checkpoint
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.onnx_runner import OnnxRunner, session_options
 from pipeline.records.candidates import Engine, Profile
-from pipeline.runners import TensorRTRunner, TorchRunner
+from pipeline.runners.onnx_runner import OnnxRunner, session_options
+from pipeline.runners.runner import TensorRTRunner, TorchRunner
 
 
 @pytest.fixture(scope="module")
