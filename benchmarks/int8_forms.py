@@ -22,11 +22,11 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
+from pipeline.compression.quantization.quantizers.static import Static
 from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.quantizers.static import Static
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.timing import time_runners
 

@@ -22,8 +22,8 @@ KINDS = {
     "datasets": "data.datasets",
     "models": "models.architectures",
     "losses": "losses",
-    "pruners": "pruners",
-    "quantizers": "quantizers",
+    "pruners": "compression.pruning.pruners",
+    "quantizers": "compression.quantization.quantizers",
 }
 """Kind of component -> its package below `pipeline`."""
 _PACKAGE = Path(__file__).parent

@@ -25,12 +25,13 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import answers, fake_quant, snapshot
+from pipeline import answers, snapshot
+from pipeline.compression.quantization import fake_quant
+from pipeline.compression.quantization.fake_quant import FakeQuant
 from pipeline.data.shards import Split, open_split
 from pipeline.data.views import augment
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
-from pipeline.fake_quant import FakeQuant
 from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec

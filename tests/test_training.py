@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import fake_quant, training
+from pipeline import training
+from pipeline.compression.quantization import fake_quant
+from pipeline.compression.quantization.fake_quant import FakeQuant, Grid, Levels
 from pipeline.data.shards import load_manifest, open_split
 from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
-from pipeline.fake_quant import FakeQuant, Grid, Levels
 from pipeline.fitting import new_spec
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Fit

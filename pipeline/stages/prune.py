@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import components, sensitivity
+from pipeline import components
+from pipeline.compression.pruning import sensitivity
 from pipeline.data.shards import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.export import onnx_graph

@@ -1,11 +1,11 @@
 """`quantize`: the pruned student in int8, once for each target, with the proof that it is faster here.
 
 Out: ``<target>/model.onnx`` for each target, ``model.json`` and ``quantization.json``. That one says first which candidate
-to serve, int8 or its float original, and on which CPUs int8 answers as it should; see `pipeline.proof` and
-`pipeline.saturation`.
+to serve, int8 or its float original, and on which CPUs int8 answers as it should; see `pipeline.compression.quantization.proof` and
+`pipeline.compression.quantization.saturation`.
 
 With ``quantize.fit.epochs`` the student is also trained on while it rounds as its integer graph does (see
-`pipeline.fake_quant`) and quantized again from there. Training is not assumed to help: it is kept only where it is better
+`pipeline.compression.quantization.fake_quant`) and quantized again from there. Training is not assumed to help: it is kept only where it is better
 on the validation split by more than chance, and ``quantization.json`` says so. What was trained stays in ``qat/`` either way.
 """
 
@@ -25,7 +25,9 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline import fake_quant, quant_plan
+from pipeline.compression.quantization import fake_quant, quant_plan
+from pipeline.compression.quantization.proof import Proof, prove
+from pipeline.compression.quantization.saturation import Saturation, without_vnni
 from pipeline.data.shards import Split, load_manifest, open_split
 from pipeline.errors import ModelError
 from pipeline.evaluation.statistics import mcnemar
@@ -35,10 +37,8 @@ from pipeline.fitting import check_same_task, train_job
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.progress.events import report
-from pipeline.proof import Proof, prove
 from pipeline.protocols import Metrics, Quantizer
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.saturation import Saturation, without_vnni
 from pipeline.settings.schema import Distributed, Fit, Quantize
 from pipeline.training import TrainingJob
 

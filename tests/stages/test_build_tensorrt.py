@@ -8,7 +8,9 @@ import onnx
 import pytest
 import torch
 
-from pipeline import components, fake_quant, quant_plan
+from pipeline import components
+from pipeline.compression.quantization import fake_quant, quant_plan
+from pipeline.compression.quantization.quantizers.static import Static
 from pipeline.data.shards import load_manifest, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import onnx_graph, tensorrt
@@ -16,7 +18,6 @@ from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier, load_spec
-from pipeline.quantizers.static import Static
 from pipeline.records import candidates as files
 from pipeline.records.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
 from pipeline.runners.onnx_runner import OnnxRunner

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 import pytest
 
+from pipeline.compression.quantization.quantizers.bf16 import Bf16
 from pipeline.data.shards import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.export import executorch, onnx_graph
 from pipeline.files import sha256
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec
-from pipeline.quantizers.bf16 import Bf16
 from pipeline.records.candidates import load_candidates
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner

@@ -10,15 +10,15 @@ import pytest
 from onnx import numpy_helper
 
 from pipeline import training
+from pipeline.compression.quantization.proof import Proof
+from pipeline.compression.quantization.saturation import WITH_VNNI, Saturation
 from pipeline.data.shards import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
 from pipeline.machine import cpu
 from pipeline.models import checkpoint
 from pipeline.models.spec import load_spec
-from pipeline.proof import Proof
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.saturation import WITH_VNNI, Saturation
 from pipeline.settings.schema import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx

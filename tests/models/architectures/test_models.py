@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pipeline import components
+from pipeline.compression.pruning.pruners.channel import Channel
 from pipeline.export import onnx_graph
 from pipeline.models import checkpoint
 from pipeline.models.size import macs
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.pruners.channel import Channel
 
 
 @pytest.fixture(params=components.names("models"))
