@@ -35,10 +35,10 @@ from swap import Counting, Triton, artifact, images
 from pipeline.errors import PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import load, promotion
-from pipeline.serving import repository as files
-from pipeline.serving.client import Client, TritonError
-from pipeline.serving.golden import Golden
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.golden import Golden
+from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Promote, Serving
 
 CONDITIONS = ("none", "idle", "canary", "shadow")

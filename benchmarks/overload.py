@@ -32,9 +32,10 @@ from peers.report import Target, target_lines
 from peers.servers import Server
 
 from pipeline.report import plots
-from pipeline.serving import closed_loop, load, onnx_artifact
+from pipeline.serving import closed_loop, load
 from pipeline.serving.histogram import Histogram
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton import artifact as onnx_artifact
+from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
 
 MODEL = "proxy"

@@ -46,10 +46,11 @@ from peers.http1 import request as http_request
 from peers.servers import Server
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import closed_loop, load, onnx_artifact, tuning_run
-from pipeline.serving.client import Client
+from pipeline.serving import closed_loop, load, tuning_run
 from pipeline.serving.histogram import Histogram
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton import artifact as onnx_artifact
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.tuning import TUNED
 from pipeline.settings.schema import Budget, Promote, Serving
 

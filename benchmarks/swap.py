@@ -37,14 +37,16 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.files import sha256
 from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import disk, local_triton, promotion
-from pipeline.serving import repository as files
-from pipeline.serving.client import Client, TritonError
-from pipeline.serving.golden import Golden
-from pipeline.serving.repository import Artifact
+from pipeline.serving import promotion
 from pipeline.serving.retention import gc
 from pipeline.serving.rollback import rollback
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton import disk
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import server as local_triton
+from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.golden import Golden
+from pipeline.serving.triton.repository import Artifact
+from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Promote, Serving
 
 MODEL = "proxy"

@@ -227,7 +227,7 @@ def report(pipeline: str, out: Path | None, ending: str | None) -> None:
 @cli_options.model
 def predict(images: tuple[Path, ...], model: str) -> None:
     """Ask the served model for the class of each image file, over gRPC."""
-    from pipeline.serving.client import classify
+    from pipeline.serving.triton.client import classify
 
     for path, (label, probability, version) in zip(images, classify(images, model), strict=True):
         click.echo(f"{path}: {label} ({probability:.1%}, {model} version {version})")

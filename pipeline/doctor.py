@@ -141,17 +141,17 @@ def _tensorrt() -> Iterator[Check]:
 
 
 def _triton() -> Iterator[Check]:
-    from pipeline.serving import local_triton
+    from pipeline.serving.triton import server
 
     try:
-        local_triton.check_platform()
+        server.check_platform()
     except FlyweightError as error:
         yield Check("Triton server", False, str(error), "serve with docker-compose.yml")
         return
     if not places.triton().is_dir():
         yield Check("Triton server", None, "not installed yet", "flyweight up triton")
         return
-    line, environment = local_triton.command(places.triton_repository(), grpc_port=1, http_port=2, metrics_port=3)
+    line, environment = server.command(places.triton_repository(), grpc_port=1, http_port=2, metrics_port=3)
     try:
         done = subprocess.run(
             [line[0], "--help"], env=environment, capture_output=True, text=True, check=False, timeout=20

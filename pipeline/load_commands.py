@@ -103,7 +103,8 @@ def tune_serving(
 
     from pipeline.progress import bar
     from pipeline.report import load_report
-    from pipeline.serving import onnx_artifact, tuning_run
+    from pipeline.serving import tuning_run
+    from pipeline.serving.triton import artifact as onnx_artifact
     from pipeline.tracking import handover, stage
 
     settings = cli_options.settings(recipe, overrides)
@@ -192,8 +193,8 @@ def _images(count: int, settings: schema.Settings) -> Any:
 @contextlib.contextmanager
 def _triton() -> Iterator[None]:
     """What goes wrong with the server, or on the way to it, is a `ConnectionError`: another try may pass."""
-    from pipeline.serving.client import TritonError
     from pipeline.serving.load import LoadError
+    from pipeline.serving.triton.client import TritonError
 
     try:
         yield

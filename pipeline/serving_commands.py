@@ -139,9 +139,10 @@ def _promote_file(
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
     from pipeline.models.spec import SPEC_FILE
-    from pipeline.serving import onnx_artifact, promotion
+    from pipeline.serving import promotion
     from pipeline.serving.pull import BY_HAND, VERDICT
-    from pipeline.serving.repository import MODEL_FILE
+    from pipeline.serving.triton import artifact as onnx_artifact
+    from pipeline.serving.triton.repository import MODEL_FILE
     from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
@@ -250,7 +251,7 @@ def gc(model: str) -> None:
 @click.argument("steps", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def ensemble(name: str, steps: Path) -> None:
     """Serve several models as one called NAME; the YAML file STEPS says who gets what from whom."""
-    from pipeline.serving import ensemble as together
+    from pipeline.serving.triton import ensemble as together
 
     read = together.read_steps(steps)
     with _triton() as client:
@@ -261,7 +262,7 @@ def ensemble(name: str, steps: Path) -> None:
 @contextlib.contextmanager
 def _triton() -> Iterator[Any]:
     """A client for Triton; what goes wrong with the server is a `ConnectionError`: another try may pass."""
-    from pipeline.serving.client import Client, TritonError
+    from pipeline.serving.triton.client import Client, TritonError
 
     try:
         with Client() as client:

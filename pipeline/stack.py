@@ -182,14 +182,14 @@ def _mlflow_trouble() -> str:
 
 
 def _start_triton(names: Sequence[str], say: Say) -> None:
-    from pipeline.serving import local_triton
+    from pipeline.serving.triton import server
 
-    local_triton.install()
+    server.install()
     repository = places.triton_repository()
     repository.mkdir(parents=True, exist_ok=True)
     ports = [str(places.port(name)) for name in SERVICES["triton"].ports]
     # A program of ours that becomes the server: after a crash it looks anew for what has been promoted.
-    command = [sys.executable, "-m", "pipeline.serving.local_triton", str(repository), *ports]
+    command = [sys.executable, "-m", "pipeline.serving.triton.server", str(repository), *ports]
     processes.start("triton", command, os.environ, restart=True)
 
 

@@ -10,8 +10,9 @@ from serving_toys import FakeTriton, Registry, artifact, golden
 from pipeline import __main__
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import client, preflight, promotion
+from pipeline.serving import preflight, promotion
 from pipeline.serving.ledger import Ledger, lock
+from pipeline.serving.triton import client
 from pipeline.tracking import stage
 
 QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4", "--set", "promote.max_p99_ratio=1000000.0")

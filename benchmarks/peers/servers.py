@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 
 from peers.environments import PeerError
-from pipeline.serving import local_triton
-from pipeline.serving import repository as files
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import server
+from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
 
 PEERS = Path(__file__).parent
@@ -137,7 +137,7 @@ def triton(name: str, home: Path, models: Mapping[str, tuple[Artifact, Serving]]
             (version / "model.py").write_bytes((PEERS / f"{instead}.py").read_bytes())
             (version / "identity.py").write_bytes((PEERS / "identity.py").read_bytes())  # for what imports it
     ports = {"grpc": free_port(), "http": free_port(), "metrics": free_port()}
-    line, environment = local_triton.command(
+    line, environment = server.command(
         repository, grpc_port=ports["grpc"], http_port=ports["http"], metrics_port=ports["metrics"]
     )
     return Server(name, line, ports, root / "log", environment)
@@ -148,7 +148,7 @@ def own_home() -> Iterator[Path]:
     """A directory for servers, with Flyweight's home in it, so that nothing of this machine's own is touched."""
     with tempfile.TemporaryDirectory(prefix="flyweight-servers-") as name, contextlib.ExitStack() as stack:
         home = Path(name)
-        triton_home = str(local_triton.install())
+        triton_home = str(server.install())
         changes = {"FLYWEIGHT_TRITON_HOME": triton_home, "FLYWEIGHT_HOME": str(home / "home")}
         (home / "home").mkdir()
         before = {key: os.environ.get(key) for key in changes}

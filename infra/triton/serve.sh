@@ -1,5 +1,5 @@
 #!/bin/sh
-# Serve the repository that promotion writes. The flags are those of pipeline/serving/local_triton.py: a test compares them.
+# Serve the repository that promotion writes. The flags are those of pipeline/serving/triton/server.py: a test compares them.
 # At start only promoted models are loaded, so that a restart serves the champion and no half-tried candidate. Model
 # control takes the key over gRPC; over HTTP it is closed, with a key that nobody holds.
 set -eu

@@ -11,7 +11,7 @@ from onnx import TensorProto, ValueInfoProto
 
 from pipeline.errors import PromotionError
 from pipeline.models.spec import ModelSpec, Preprocessing, TensorSpec
-from pipeline.serving.repository import TYPES
+from pipeline.serving.triton.repository import TYPES
 
 ARCHITECTURE = "onnx"
 """What the spec of a file of unknown origin names as its architecture: nothing that could be rebuilt."""

@@ -11,12 +11,12 @@ from pathlib import Path
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
-from pipeline.serving import disk, golden
-from pipeline.serving import repository as files
-from pipeline.serving.client import TritonError
-from pipeline.serving.control import READY, Control, states
-from pipeline.serving.golden import GOLDEN_FILE
 from pipeline.serving.ledger import Ledger
+from pipeline.serving.triton import disk, golden
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.control import READY, Control, states
+from pipeline.serving.triton.golden import GOLDEN_FILE
 
 RESTART = "restart Triton (`flyweight down`, `flyweight up`): what is on disk is right, and a restart serves it"
 

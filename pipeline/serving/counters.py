@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from pipeline.machine import places
-from pipeline.serving import tls
+from pipeline.serving.triton import tls
 
 _SECONDS = 2.0
 _GAUGE = re.compile(r"^(nv_cpu_utilization|nv_gpu_utilization)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)

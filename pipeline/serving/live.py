@@ -36,13 +36,13 @@ from numpy.typing import NDArray
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.progress.events import report
-from pipeline.serving import disk
-from pipeline.serving import repository as files
 from pipeline.serving.change import Change
-from pipeline.serving.client import Answer, TritonError
-from pipeline.serving.control import is_reachable
 from pipeline.serving.relay import Relay, Tensors, Wanted
 from pipeline.serving.sequential import Limit
+from pipeline.serving.triton import disk
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import Answer, TritonError
+from pipeline.serving.triton.control import is_reachable
 from pipeline.settings.schema import Promote
 
 _THREADS = 2

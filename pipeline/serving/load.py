@@ -29,10 +29,11 @@ from tritonclient.utils import triton_to_np_dtype
 
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
-from pipeline.serving import closed_loop, counters, open_loop, tls
-from pipeline.serving.client import Client
+from pipeline.serving import closed_loop, counters, open_loop
 from pipeline.serving.counters import ServerSide
 from pipeline.serving.histogram import Histogram
+from pipeline.serving.triton import tls
+from pipeline.serving.triton.client import Client
 from pipeline.settings.schema import ROOT
 
 WINDOWS = 3

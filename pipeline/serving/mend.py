@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving import disk
-from pipeline.serving import repository as files
 from pipeline.serving.change import RESTART, Change, stray_text, strays
-from pipeline.serving.client import TritonError
-from pipeline.serving.control import busy, is_reachable, states
 from pipeline.serving.ledger import MENDED
 from pipeline.serving.relay import socket_path
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton import disk
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.control import busy, is_reachable, states
+from pipeline.serving.triton.temporary import remove_models
 
 
 @dataclass(frozen=True)

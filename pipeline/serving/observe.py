@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline.progress.events import report
 from pipeline.serving import probes
-from pipeline.serving.client import Served
-from pipeline.serving.control import Control
-from pipeline.serving.golden import Golden
 from pipeline.serving.probes import Probes
+from pipeline.serving.triton.client import Served
+from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.golden import Golden
 from pipeline.settings.schema import Promote
 
 _LOOK_SECONDS = 1.0

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.serving.client import TritonError
-from pipeline.serving.control import Control, is_reachable
 from pipeline.serving.drift import drift
-from pipeline.serving.golden import Golden
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.control import Control, is_reachable
+from pipeline.serving.triton.golden import Golden
 from pipeline.settings.schema import Promote
 
 ALPHA = 0.001

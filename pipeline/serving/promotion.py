@@ -29,18 +29,19 @@ from pathlib import Path
 from pipeline.errors import ModelError, PromotionError
 from pipeline.machine import places
 from pipeline.protocols import Registry
-from pipeline.serving import disk, golden, ledger, live, preflight, probes
-from pipeline.serving import repository as files
+from pipeline.serving import ledger, live, preflight, probes
 from pipeline.serving.change import Change
-from pipeline.serving.client import TritonError
-from pipeline.serving.control import Control, is_reachable, wait_until_gone
-from pipeline.serving.golden import GOLDEN_FILE, Golden
-from pipeline.serving.lint import lint
 from pipeline.serving.mend import mend_or_raise
 from pipeline.serving.observe import observe
 from pipeline.serving.probes import Probes
-from pipeline.serving.repository import Artifact
-from pipeline.serving.temporary import refusal, remove_models
+from pipeline.serving.triton import disk, golden
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.control import Control, is_reachable, wait_until_gone
+from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
+from pipeline.serving.triton.lint import lint
+from pipeline.serving.triton.repository import Artifact
+from pipeline.serving.triton.temporary import refusal, remove_models
 from pipeline.settings.schema import Promote, Serving
 
 CHAMPION, PREVIOUS = "champion", "previous"

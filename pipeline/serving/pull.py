@@ -10,9 +10,9 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.spec import load_spec
 from pipeline.protocols import Registry
-from pipeline.serving import golden
-from pipeline.serving.golden import GOLDEN_FILE, Golden
-from pipeline.serving.repository import MODEL_FILE, Artifact
+from pipeline.serving.triton import golden
+from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
+from pipeline.serving.triton.repository import MODEL_FILE, Artifact
 
 VERDICT = "verdict"
 PASSED, BY_HAND = "PROMOTE", "by hand"

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from pipeline.errors import PromotionError
 from pipeline.protocols import Registry
-from pipeline.serving import disk, golden, ledger
-from pipeline.serving import repository as files
+from pipeline.serving import ledger
 from pipeline.serving.change import Change
-from pipeline.serving.control import Control
-from pipeline.serving.golden import GOLDEN_FILE
 from pipeline.serving.mend import Finding, mend
 from pipeline.serving.promotion import CHAMPION, finish
 from pipeline.serving.pull import pull
+from pipeline.serving.triton import disk, golden
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.golden import GOLDEN_FILE
 from pipeline.settings.schema import Promote, Serving
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.serving import disk, ledger
-from pipeline.serving import repository as files
+from pipeline.serving import ledger
 from pipeline.serving.change import Change
-from pipeline.serving.control import Control, states
 from pipeline.serving.mend import mend_or_raise
+from pipeline.serving.triton import disk
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.control import Control, states
 
 
 def gc(model: str, control: Control, load_timeout: float = 60.0) -> dict[int, int]:

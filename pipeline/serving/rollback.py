@@ -6,11 +6,11 @@ import time
 
 from pipeline.errors import PromotionError
 from pipeline.serving import ledger
-from pipeline.serving import repository as files
 from pipeline.serving.change import RESTART, Change
-from pipeline.serving.client import TritonError
-from pipeline.serving.control import Control
-from pipeline.serving.disk import explained
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.disk import explained
 
 
 def rollback(model: str, control: Control, load_timeout: float = 60.0) -> int:

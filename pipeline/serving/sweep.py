@@ -16,9 +16,9 @@ from pipeline.errors import FlyweightError, near_miss
 from pipeline.machine import places
 from pipeline.progress.events import report
 from pipeline.serving import load
-from pipeline.serving.client import Client, TritonError
 from pipeline.serving.knee import knee
 from pipeline.serving.load import Closed, LoadResult, Open
+from pipeline.serving.triton.client import Client, TritonError
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
 """Requests in flight of a sweep that was not told otherwise."""

@@ -12,13 +12,14 @@ from typing import Any
 
 from pipeline.errors import FlyweightError, PromotionError, near_miss
 from pipeline.machine import places
-from pipeline.serving import load, onnx_artifact, tuning
-from pipeline.serving import repository as files
-from pipeline.serving.client import Client
+from pipeline.serving import load, tuning
 from pipeline.serving.load import Closed
-from pipeline.serving.repository import Artifact
 from pipeline.serving.sweep import finite
-from pipeline.serving.temporary import temporary_models
+from pipeline.serving.triton import artifact as onnx_artifact
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.repository import Artifact
+from pipeline.serving.triton.temporary import temporary_models
 from pipeline.serving.tuning import TUNED, Figures, Trial, Tuning
 from pipeline.settings.schema import Budget, Promote, Serving
 

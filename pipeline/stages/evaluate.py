@@ -45,10 +45,10 @@ from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner
 from pipeline.runners.timing import time_runners
 from pipeline.serving import load
-from pipeline.serving.client import Client
-from pipeline.serving.golden import TOLERANCE
-from pipeline.serving.repository import Artifact
-from pipeline.serving.temporary import temporary_models
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.golden import TOLERANCE
+from pipeline.serving.triton.repository import Artifact
+from pipeline.serving.triton.temporary import temporary_models
 from pipeline.settings.schema import Budget, Evaluate, Serving
 
 PREDICTIONS_FILE = "predictions.npz"

@@ -25,13 +25,13 @@ from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
 from pipeline.records.evaluation import GOLDEN_FILE, Verdict, load_verdict
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import golden as answers
 from pipeline.serving import promotion
-from pipeline.serving.client import Client
-from pipeline.serving.control import Control
-from pipeline.serving.golden import Golden
 from pipeline.serving.pull import VERDICT
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton import golden as answers
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.golden import Golden
+from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Promote, Serving
 
 PROMOTION_FILE = "promotion.json"

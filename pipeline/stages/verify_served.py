@@ -19,8 +19,8 @@ from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.candidates import load_candidates
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.client import Client
-from pipeline.serving.golden import TOLERANCE, difference
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.golden import TOLERANCE, difference
 from pipeline.settings.schema import Serving, VerifyServed
 from pipeline.stages.promote import PROMOTION_FILE
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from pipeline.machine.places import port
-from pipeline.serving import local_triton
+from pipeline.serving.triton import server
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -210,15 +210,15 @@ def test_repository_and_staging_are_on_one_file_system():
 
 def test_triton_is_started_with_the_flags_of_the_local_server(tmp_path, monkeypatch):
     monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path))
-    line, _ = local_triton.command(tmp_path, grpc_port=1, http_port=2, metrics_port=3)
+    line, _ = server.command(tmp_path, grpc_port=1, http_port=2, metrics_port=3)
     local = {argument.partition("=")[0] for argument in line if argument.startswith("--")}
     script = (ROOT / "infra/triton/serve.sh").read_text(encoding="utf-8")
     production = set(re.findall(r"^    (--[\w-]+)", script, re.M))
     of_this_machine = {"--backend-directory", "--backend-config", "--cache-directory", "--allow-gpu-metrics"}
     of_loopback = {f"--{kind}-{what}" for kind in ("grpc", "http", "metrics") for what in ("address", "port")}
     assert production == local - of_this_machine - of_loopback
-    assert f":{local_triton.CONTROL_KEY}=" in script
-    assert all(f"*{mark}*" in script for mark in local_triton.TEMPORARY)
+    assert f":{server.CONTROL_KEY}=" in script
+    assert all(f"*{mark}*" in script for mark in server.TEMPORARY)
 
 
 def test_triton_loads_what_was_promoted_and_no_half_tried_candidate(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dag_runs import EPOCHS, Ended, run_dag, trainers
 
-from pipeline.serving.client import Client
+from pipeline.serving.triton.client import Client
 from pipeline.settings import schema
 from pipeline.tracking import handover
 

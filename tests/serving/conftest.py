@@ -5,7 +5,7 @@ import pytest
 from serving_toys import FakeTriton, Registry, Server
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import local_triton
+from pipeline.serving.triton import server as local_triton
 from pipeline.settings.schema import ROOT, Serving
 
 

@@ -12,12 +12,12 @@ from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
 from pipeline.serving import history, ledger, live, promotion
-from pipeline.serving.client import TritonError
 from pipeline.serving.ledger import Ledger
 from pipeline.serving.live import Judge, Pair
 from pipeline.serving.reconcile import reconcile
 from pipeline.serving.relay import receive_message, send_message, socket_path
-from pipeline.serving.repository import CONFIG_FILE
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.repository import CONFIG_FILE
 from pipeline.settings.schema import Promote
 
 TRY = QUICK.model_copy(

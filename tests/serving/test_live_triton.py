@@ -11,13 +11,13 @@ from serving_toys import QUICK, Clients, Registry, artifact, golden
 
 from pipeline.errors import PromotionError
 from pipeline.serving import ledger, promotion
-from pipeline.serving import repository as files
 from pipeline.serving.change import Change
-from pipeline.serving.client import Client
 from pipeline.serving.ledger import Ledger
 from pipeline.serving.reconcile import reconcile
 from pipeline.serving.relay import socket_path
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
@@ -133,7 +133,7 @@ def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, mo
         "from serving_toys import Registry, OnnxRunner, artifact, golden\n"
         "from pipeline.settings.schema import Promote, Serving\n"
         "from pipeline.serving import preflight, promotion\n"
-        "from pipeline.serving.client import Client\n"
+        "from pipeline.serving.triton.client import Client\n"
         "preflight.answers = lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs)\n"
         "home = Path(sys.argv[3]); what = artifact(home, 2.0); registry = Registry(home / 'registry.json')\n"
         "config = Promote.model_validate_json(sys.argv[4]); settings = Serving(model=sys.argv[5], max_batch_size=8, instances=1)\n"

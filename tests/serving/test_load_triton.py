@@ -10,10 +10,11 @@ from serving_toys import artifact, images
 
 from pipeline.__main__ import main
 from pipeline.errors import FlyweightError
-from pipeline.serving import load, onnx_artifact, tuning, tuning_run
-from pipeline.serving.client import Client
+from pipeline.serving import load, tuning, tuning_run
 from pipeline.serving.load import Closed, Open
-from pipeline.serving.temporary import temporary_models
+from pipeline.serving.triton import artifact as onnx_artifact
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.temporary import temporary_models
 from pipeline.settings.schema import Budget, Promote, Serving
 from pipeline.tracking import stage
 

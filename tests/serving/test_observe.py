@@ -3,7 +3,7 @@ from serving_toys import artifact, golden
 
 from pipeline.serving import probes
 from pipeline.serving.observe import observe
-from pipeline.serving.repository import write_model
+from pipeline.serving.triton.repository import write_model
 from pipeline.settings.schema import Promote, Serving
 
 

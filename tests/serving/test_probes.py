@@ -4,9 +4,9 @@ import pytest
 from serving_toys import FakeTriton, artifact, golden
 
 from pipeline.serving import probes
-from pipeline.serving.client import TritonError
 from pipeline.serving.probes import Limits, Probes
-from pipeline.serving.repository import write_model
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.repository import write_model
 from pipeline.settings.schema import Promote, Serving
 
 NONE = Limits(p99_ms=math.inf, error_rate=0.01, drift=1.0)

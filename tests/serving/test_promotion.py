@@ -8,12 +8,13 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import disk, ledger, promotion
-from pipeline.serving.client import TritonError
+from pipeline.serving import ledger, promotion
 from pipeline.serving.ledger import STEPS, Ledger
 from pipeline.serving.reconcile import reconcile
-from pipeline.serving.repository import Artifact, served_versions, version_directories
 from pipeline.serving.rollback import rollback
+from pipeline.serving.triton import disk
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.repository import Artifact, served_versions, version_directories
 from pipeline.settings.schema import Promote, Serving
 
 

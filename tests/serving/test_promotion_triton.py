@@ -12,14 +12,16 @@ import pytest
 from serving_toys import QUICK, Clients, Registry, Server, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import disk, ledger, local_triton, promotion
-from pipeline.serving import repository as files
+from pipeline.serving import ledger, promotion
 from pipeline.serving.change import Change
-from pipeline.serving.client import Client, TritonError
 from pipeline.serving.ledger import STEPS, Ledger
 from pipeline.serving.reconcile import reconcile
 from pipeline.serving.rollback import rollback
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton import disk
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import server as local_triton
+from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration

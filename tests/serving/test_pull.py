@@ -2,8 +2,8 @@ import pytest
 from serving_toys import artifact, golden
 
 from pipeline.errors import PromotionError
-from pipeline.serving import golden as answers
 from pipeline.serving.pull import pull
+from pipeline.serving.triton import golden as answers
 
 
 @pytest.fixture

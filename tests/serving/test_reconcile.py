@@ -7,11 +7,12 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import disk, promotion
-from pipeline.serving.client import TritonError
+from pipeline.serving import promotion
 from pipeline.serving.ledger import MENDED, Ledger, lock
 from pipeline.serving.reconcile import reconcile
-from pipeline.serving.repository import served_versions, with_versions
+from pipeline.serving.triton import disk
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.repository import served_versions, with_versions
 
 
 @pytest.fixture

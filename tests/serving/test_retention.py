@@ -2,10 +2,10 @@ import pytest
 from serving_toys import QUICK, artifact, golden
 
 from pipeline.serving import promotion
-from pipeline.serving.client import TritonError
-from pipeline.serving.repository import version_directories
 from pipeline.serving.retention import gc
 from pipeline.serving.rollback import rollback
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.repository import version_directories
 
 
 @pytest.fixture

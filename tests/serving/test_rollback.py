@@ -5,10 +5,10 @@ from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
 from pipeline.serving import promotion
-from pipeline.serving.client import TritonError
 from pipeline.serving.ledger import Ledger
-from pipeline.serving.repository import served_versions
 from pipeline.serving.rollback import rollback
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.repository import served_versions
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.serving.relay import Relay, Wanted, socket_path
-from pipeline.serving.repository import BACKEND
+from pipeline.serving.triton.repository import BACKEND
 
 
 @pytest.fixture

@@ -21,16 +21,16 @@ def free_ports(count):
 @pytest.fixture
 def triton(tmp_path, monkeypatch):
     """A real server with an empty repository, on free ports; gone when the test ends."""
-    from pipeline.serving import local_triton
-    from pipeline.serving.client import Client
+    from pipeline.serving.triton import server
+    from pipeline.serving.triton.client import Client
 
     repository = tmp_path / "repository"
     repository.mkdir()
     grpc, http, metrics = free_ports(3)
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(repository))
     monkeypatch.setenv("FLYWEIGHT_TRITON_GRPC", f"127.0.0.1:{grpc}")
-    local_triton.install()
-    line, environment = local_triton.command(repository, grpc_port=grpc, http_port=http, metrics_port=metrics)
+    server.install()
+    line, environment = server.command(repository, grpc_port=grpc, http_port=http, metrics_port=metrics)
     log = (tmp_path / "triton.log").open("wb")
     process = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
     try:

@@ -14,8 +14,8 @@ from serving_toys import QUICK, Registry, artifact, golden
 
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving import preflight, promotion
-from pipeline.serving.client import Client
 from pipeline.serving.ledger import Ledger
+from pipeline.serving.triton.client import Client
 from pipeline.settings.schema import Serving
 
 

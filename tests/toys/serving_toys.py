@@ -20,10 +20,10 @@ from pipeline.files import sha256
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.records.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import local_triton
-from pipeline.serving.client import Answer, Client, Served, TritonError
-from pipeline.serving.golden import Golden
-from pipeline.serving.repository import ATTESTED, Artifact, served_versions, version_directories
+from pipeline.serving.triton import server
+from pipeline.serving.triton.client import Answer, Client, Served, TritonError
+from pipeline.serving.triton.golden import Golden
+from pipeline.serving.triton.repository import ATTESTED, Artifact, served_versions, version_directories
 from pipeline.settings.schema import Promote
 
 QUICK = Promote(load_timeout_s=5.0, observe_s=0.0, probes=4, max_p99_ratio=1e6)
@@ -212,7 +212,7 @@ class FakeTriton:
         """Come back and load what a real one loads at its start; a model that fails is left out."""
         self.dead = False
         self._keep({})
-        for model in local_triton.served_models(self.repository):
+        for model in server.served_models(self.repository):
             with contextlib.suppress(TritonError):
                 self.load(model, 1.0)
 
@@ -287,7 +287,7 @@ class Server:
         return f"127.0.0.1:{self.ports['grpc_port']}"
 
     def start(self) -> None:
-        command, environment = local_triton.command(self.repository, **self.ports)
+        command, environment = server.command(self.repository, **self.ports)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 60

@@ -26,8 +26,8 @@ def registry(tmp_path, monkeypatch):
 def test_a_version_comes_back_with_all_its_files_byte_by_byte(registry, tmp_path):
     from serving_toys import artifact, golden
 
-    from pipeline.serving import golden as answers
     from pipeline.serving.pull import pull
+    from pipeline.serving.triton import golden as answers
 
     one = artifact(tmp_path, 1.0)
     tags = {"sha256": one.sha256, "verdict": "PROMOTE", "candidate": "int8"}

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pipeline.errors import PromotionError
-from pipeline.serving import disk
+from pipeline.serving.triton import disk
 
 
 def test_a_file_is_replaced_whole_and_nothing_is_left_beside_it(home):
@@ -30,7 +30,7 @@ def test_a_limit_on_file_sizes_is_said_as_a_full_disk_is(home):
     """A real limit of the kernel, in a process of its own."""
     code = f"""
 import resource
-from pipeline.serving import disk
+from pipeline.serving.triton import disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 with disk.explained("proxy"):
     disk.replace(__import__("pathlib").Path({str(home / "triton_repo" / "big")!r}), "x" * 5000)

@@ -11,11 +11,11 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import repository
-from pipeline.serving.client import Client, TritonError
-from pipeline.serving.ensemble import Step, config_pbtxt, publish, read_steps
-from pipeline.serving.onnx_artifact import from_file
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton import repository
+from pipeline.serving.triton.artifact import from_file
+from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.ensemble import Step, config_pbtxt, publish, read_steps
+from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
 
 LOGITS = Step(model="proxy", inputs={"image": "image"}, outputs={"logits": "scores"})

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.errors import FlyweightError
-from pipeline.serving import local_triton, tls
+from pipeline.serving.triton import server, tls
 from pipeline.settings.schema import ROOT
 
 
@@ -34,7 +34,7 @@ def test_a_directory_of_certificates_turns_encryption_on(home, monkeypatch):
     monkeypatch.setenv("FLYWEIGHT_TRITON_MUTUAL_TLS", "1")
     assert tls.server_flags()[0] == "--grpc-use-ssl-mutual=true"
     assert tls.client_options()["private_key"] == f"{home}/tls/client.key"
-    line, _ = local_triton.command(home, grpc_port=1, http_port=2, metrics_port=3)
+    line, _ = server.command(home, grpc_port=1, http_port=2, metrics_port=3)
     assert "--grpc-use-ssl-mutual=true" in line
 
 
@@ -69,13 +69,13 @@ def test_other_machines_are_let_in_by_encryption_alone(home, monkeypatch):
     for address in ("0.0.0.0", "192.0.2.7", "::", "triton"):
         monkeypatch.setenv("FLYWEIGHT_TRITON_ADDRESS", address)
         with pytest.raises(FlyweightError, match=r"which other machines can reach, and gRPC is not encrypted"):
-            local_triton.command(home, grpc_port=1, http_port=2, metrics_port=3)
+            server.command(home, grpc_port=1, http_port=2, metrics_port=3)
     for address in ("127.0.0.2", "::1", "localhost"):
         monkeypatch.setenv("FLYWEIGHT_TRITON_ADDRESS", address)
         assert tls.server_flags() == []
     certificates(home / "tls", "triton")
     monkeypatch.setenv("FLYWEIGHT_TRITON_TLS", str(home / "tls"))
     monkeypatch.setenv("FLYWEIGHT_TRITON_ADDRESS", "0.0.0.0")
-    line, _ = local_triton.command(home, grpc_port=1, http_port=2, metrics_port=3)
+    line, _ = server.command(home, grpc_port=1, http_port=2, metrics_port=3)
     assert "--grpc-address=0.0.0.0" in line
     assert "--http-address=127.0.0.1" in line  # Triton has no TLS for HTTP

@@ -20,8 +20,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from pipeline.__main__ import main
-from pipeline.serving.client import Client
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.temporary import remove_models
 from pipeline.tracking import stage
 
 pytestmark = pytest.mark.integration

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from pipeline.serving.repository import BACKEND
+from pipeline.serving.triton.repository import BACKEND
 
 METRICS = b"""# HELP nv_inference_pending_request_count Instantaneous number of pending requests awaiting execution per-model.
 nv_inference_pending_request_count{model="m",version="1"} %d

@@ -2,7 +2,7 @@ import pytest
 from serving_toys import artifact, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving.temporary import temporary_models
+from pipeline.serving.triton.temporary import temporary_models
 
 
 def test_temporary_models_come_and_go(home, fake, serving):

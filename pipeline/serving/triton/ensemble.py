@@ -16,11 +16,11 @@ from tritonclient.grpc.model_config_pb2 import DataType
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving import disk
-from pipeline.serving import repository as files
-from pipeline.serving.client import TritonError
-from pipeline.serving.control import READY, Control, states
 from pipeline.serving.ledger import lock
+from pipeline.serving.triton import disk
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.control import READY, Control, states
 from pipeline.settings import yaml12
 
 _PLATFORM = "ensemble"

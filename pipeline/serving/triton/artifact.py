@@ -18,8 +18,8 @@ from pipeline.files import sha256
 from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.golden import Golden
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton.golden import Golden
+from pipeline.serving.triton.repository import Artifact
 
 ROWS = 5
 """Rows of the batch that shows whether a model has a batch axis."""

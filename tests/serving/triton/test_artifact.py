@@ -7,8 +7,8 @@ from serving_toys import SHAPE, write_onnx
 
 from pipeline.errors import PromotionError
 from pipeline.models.onnx_spec import read_spec
-from pipeline.serving.onnx_artifact import from_file, golden, made_up, read_inputs
-from pipeline.serving.repository import TYPES
+from pipeline.serving.triton.artifact import from_file, golden, made_up, read_inputs
+from pipeline.serving.triton.repository import TYPES
 
 
 def junk(path):

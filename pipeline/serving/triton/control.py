@@ -8,7 +8,7 @@ from typing import Protocol
 
 from numpy.typing import NDArray
 
-from pipeline.serving.client import Answer, Served, TritonError
+from pipeline.serving.triton.client import Answer, Served, TritonError
 
 READY = "READY"
 _BUSY = {"LOADING", "UNLOADING"}

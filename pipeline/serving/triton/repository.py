@@ -21,7 +21,7 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.records.candidates import load_engine
-from pipeline.serving.local_triton import RESOURCE, TEMPORARY
+from pipeline.serving.triton.server import RESOURCE, TEMPORARY
 from pipeline.settings.schema import Serving
 
 BACKEND = Path(__file__).with_name("model.py")

@@ -2,7 +2,7 @@
 
 The `nvidia-pytriton` wheel carries the `tritonserver` binary, its Python backend and one stub for each Python version.
 `install()` unpacks it into a directory of its own; `command()` says how to start it. Run as a program, this file becomes
-the server: ``python -m pipeline.serving.local_triton REPOSITORY GRPC_PORT HTTP_PORT METRICS_PORT``. Whoever supervises
+the server: ``python -m pipeline.serving.triton.server REPOSITORY GRPC_PORT HTTP_PORT METRICS_PORT``. Whoever supervises
 that can start it again after a crash, and what has been promoted meanwhile is served.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
-from pipeline.serving import tls
+from pipeline.serving.triton import tls
 from pipeline.settings.schema import ROOT
 
 REQUIREMENTS = ROOT / "infra" / "triton-requirements.txt"

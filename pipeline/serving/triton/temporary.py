@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving import disk
-from pipeline.serving import repository as files
-from pipeline.serving.client import Client, TritonError
-from pipeline.serving.control import Control
 from pipeline.serving.ledger import lock
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton import disk
+from pipeline.serving.triton import repository as files
+from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
 
 

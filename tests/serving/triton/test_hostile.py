@@ -9,10 +9,10 @@ import pytest
 from serving_toys import SHAPE, artifact, images
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from pipeline.serving import repository
-from pipeline.serving.client import Client, TritonError
-from pipeline.serving.onnx_artifact import from_file
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton import repository
+from pipeline.serving.triton.artifact import from_file
+from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ from pipeline.errors import ModelError, PromotionError
 from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import TensorSpec
 from pipeline.records.candidates import load_engine
-from pipeline.serving.repository import ATTESTED, Artifact
+from pipeline.serving.triton.repository import ATTESTED, Artifact
 from pipeline.settings.schema import Serving
 
 

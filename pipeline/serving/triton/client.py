@@ -25,11 +25,11 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, tri
 
 from pipeline.errors import DataError
 from pipeline.machine import places
-from pipeline.serving import local_triton, tls
-from pipeline.serving.repository import ATTEST, ATTESTED
-from pipeline.serving.shared_memory import Region
+from pipeline.serving.triton import server, tls
+from pipeline.serving.triton.repository import ATTEST, ATTESTED
+from pipeline.serving.triton.shared_memory import Region
 
-_KEEP_ALIVE = triton.KeepAliveOptions(keepalive_time_ms=3 * local_triton.PING_MS, keepalive_timeout_ms=10_000)
+_KEEP_ALIVE = triton.KeepAliveOptions(keepalive_time_ms=3 * server.PING_MS, keepalive_timeout_ms=10_000)
 """While a call is under way the server is asked every 30 s whether it is there; a machine that has vanished sends no end."""
 _UNSENT = re.compile(r"failed to connect|connection refused|name resolution|DNS", re.IGNORECASE)
 """What gRPC says where it had no connection, so that nothing was sent."""
@@ -422,4 +422,4 @@ def _triton_error(what: str, url: str, error: InferenceServerException) -> Trito
 
 def _control() -> dict[str, str]:
     """Return the header that opens model control."""
-    return {f"triton-grpc-protocol-{local_triton.CONTROL_KEY}": local_triton.control_key()}
+    return {f"triton-grpc-protocol-{server.CONTROL_KEY}": server.control_key()}

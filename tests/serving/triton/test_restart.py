@@ -14,9 +14,10 @@ from serving_toys import free_port
 
 from pipeline import processes, stack
 from pipeline.machine import places
-from pipeline.serving import local_triton, repository
-from pipeline.serving.client import Client, TritonError
-from pipeline.serving.onnx_artifact import from_file
+from pipeline.serving.triton import repository
+from pipeline.serving.triton import server as local_triton
+from pipeline.serving.triton.artifact import from_file
+from pipeline.serving.triton.client import Client, TritonError
 from pipeline.settings.schema import ROOT, Serving
 
 pytestmark = pytest.mark.integration

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving.repository import sync
+from pipeline.serving.triton.repository import sync
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}

@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from pipeline.errors import FlyweightError
-from pipeline.serving import local_triton
+from pipeline.serving.triton import server as local_triton
 
 
 def test_the_key_is_made_once_and_is_private(home):

@@ -6,9 +6,9 @@ from pipeline.errors import PromotionError, SettingsError
 from pipeline.files import sha256
 from pipeline.models.spec import TensorSpec
 from pipeline.records.candidates import ENGINE_FILE
-from pipeline.serving.lint import lint
-from pipeline.serving.onnx_artifact import from_file
-from pipeline.serving.repository import Artifact
+from pipeline.serving.triton.artifact import from_file
+from pipeline.serving.triton.lint import lint
+from pipeline.serving.triton.repository import Artifact
 from pipeline.settings import schema
 from pipeline.settings.schema import Serving
 

@@ -12,10 +12,11 @@ from PIL import Image
 from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import load, local_triton, promotion
-from pipeline.serving.client import Client, TritonError, TritonRunner, classify
+from pipeline.serving import load, promotion
 from pipeline.serving.rollback import rollback
-from pipeline.serving.temporary import remove_models, temporary_models
+from pipeline.serving.triton import server
+from pipeline.serving.triton.client import Client, TritonError, TritonRunner, classify
+from pipeline.serving.triton.temporary import remove_models, temporary_models
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
@@ -164,8 +165,8 @@ def test_a_restart_serves_the_champion(triton, client, promote, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert client.attested(promote.model) == (two.sha256, 2)
-    assert promote.model in local_triton.served_models(triton.repository)
-    assert "half__cand" not in local_triton.served_models(triton.repository)
+    assert promote.model in server.served_models(triton.repository)
+    assert "half__cand" not in server.served_models(triton.repository)
     remove_models(client, "half__cand")
 
 

@@ -15,10 +15,10 @@ import tritonclient.grpc as grpcclient
 from onnx import TensorProto, helper
 from serving_toys import SHAPE, Server, artifact, images
 
-from pipeline.serving import repository
-from pipeline.serving.client import AsyncClient, Client, TritonError
-from pipeline.serving.onnx_artifact import from_file, golden, made_up
-from pipeline.serving.temporary import remove_models
+from pipeline.serving.triton import repository
+from pipeline.serving.triton.artifact import from_file, golden, made_up
+from pipeline.serving.triton.client import AsyncClient, Client, TritonError
+from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import ROOT, Serving
 
 pytestmark = pytest.mark.integration

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import PromotionError
-from pipeline.serving.control import READY, Control, states
-from pipeline.serving.repository import ATTESTED
+from pipeline.serving.triton.control import READY, Control, states
+from pipeline.serving.triton.repository import ATTESTED
 
 GOLDEN_FILE = "golden.safetensors"
 TOLERANCE = 1e-3

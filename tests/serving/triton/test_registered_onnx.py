@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.files import sha256
 from pipeline.models.spec import SPEC_FILE, load_spec
-from pipeline.serving.onnx_artifact import from_file
+from pipeline.serving.triton.artifact import from_file
 from pipeline.tracking import stage
 
 pytestmark = pytest.mark.integration

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PromotionError
-from pipeline.serving import golden
-from pipeline.serving.golden import Golden, difference
+from pipeline.serving.triton import golden
+from pipeline.serving.triton.golden import Golden, difference
 
 
 def test_they_come_back_as_they_were_written(tmp_path):
