@@ -21,7 +21,7 @@ from pipeline.errors import SettingsError, near_miss
 KINDS = {
     "datasets": "data.datasets",
     "models": "models.architectures",
-    "losses": "losses",
+    "losses": "training.losses",
     "pruners": "compression.pruning.pruners",
     "quantizers": "compression.quantization.quantizers",
 }

@@ -91,7 +91,7 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture
 def here(monkeypatch):
     """Train in the test's own process instead of under torchrun."""
-    from pipeline import training
+    from pipeline.training import job as training
 
-    monkeypatch.setattr("pipeline.fitting.launch", lambda function, job, settings, scratch: training.run(job))
-    monkeypatch.setattr("pipeline.fitting.processes", lambda settings: 1)
+    monkeypatch.setattr("pipeline.training.fit.launch", lambda function, job, settings, scratch: training.run(job))
+    monkeypatch.setattr("pipeline.training.fit.processes", lambda settings: 1)

@@ -66,7 +66,7 @@ def test_names_imports_no_component():
 
 
 def test_find_returns_what_the_file_names_as_its_component():
-    from pipeline.losses import kd
+    from pipeline.training.losses import kd
 
     assert components.find("losses", "kd") is kd.COMPONENT is kd.KD
 

@@ -13,13 +13,13 @@ import shutil
 from pathlib import Path
 
 from pipeline.data.shards import load_manifest
-from pipeline.fitting import check_same_task, new_spec, size, train_job
 from pipeline.models import checkpoint
 from pipeline.models import size as macs
 from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Distill, Distributed
-from pipeline.training import TrainingJob
+from pipeline.training.fit import check_same_task, new_spec, size, train_job
+from pipeline.training.job import TrainingJob
 
 BASELINE_FILE = "baseline.json"
 _log = logging.getLogger(__name__)

@@ -19,12 +19,12 @@ from pipeline.compression.pruning import sensitivity
 from pipeline.data.shards import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.export import onnx_graph
-from pipeline.fitting import check_same_task, train_job
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import ModelSpec, PruningStep, load_spec
 from pipeline.protocols import Metrics, Pruner
 from pipeline.settings.schema import Distributed, Prune
-from pipeline.training import TrainingJob, evaluate
+from pipeline.training.fit import check_same_task, train_job
+from pipeline.training.job import TrainingJob, evaluate
 
 _PRUNER_BATCH = 64
 _BY_SHAPE = ("channel", "depth", "n_m")

@@ -33,14 +33,14 @@ from pipeline.errors import ModelError
 from pipeline.evaluation.statistics import mcnemar
 from pipeline.export import onnx_graph
 from pipeline.files import sha256
-from pipeline.fitting import check_same_task, train_job
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Quantizer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.settings.schema import Distributed, Fit, Quantize
-from pipeline.training import TrainingJob
+from pipeline.training.fit import check_same_task, train_job
+from pipeline.training.job import TrainingJob
 
 QUANTIZATION_FILE = "quantization.json"
 QAT = "qat"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.data.shards import load_manifest
-from pipeline.fitting import new_spec, train_job
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Distributed, Train
-from pipeline.training import TrainingJob
+from pipeline.training.fit import new_spec, train_job
+from pipeline.training.job import TrainingJob
 
 
 def train(config: Train, *, data: Path, distributed: Distributed, seed: int, out: Path, scratch: Path) -> Metrics:

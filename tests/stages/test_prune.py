@@ -9,7 +9,7 @@ from pipeline.settings.schema import Component, Distributed, Fit, Prune, Train
 from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train
-from pipeline.training import evaluate
+from pipeline.training.job import evaluate
 
 FIT = Fit(epochs=2, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False)
 CONFIG = Prune(pruner=Component(name="channel", keep_macs=0.5), fit=FIT)

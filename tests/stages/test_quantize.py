@@ -9,7 +9,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from pipeline import training
 from pipeline.compression.quantization.proof import Proof
 from pipeline.compression.quantization.saturation import WITH_VNNI, Saturation
 from pipeline.data.shards import open_split
@@ -23,6 +22,7 @@ from pipeline.settings.schema import Component, Distributed, ExportOnnx, Finetun
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
 from pipeline.stages.quantize import answered_right, calibration_images, quantize
+from pipeline.training import job as training
 
 FIT = Finetune(epochs=1, batch_size=100, lr=0.01, crop_padding=0, horizontal_flip=False)
 
@@ -53,8 +53,8 @@ def trained(digits_data, digits_checkpoints, tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     (root / "out").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.fitting.launch", lambda function, job, settings, scratch: training.run(job))
-        patch.setattr("pipeline.fitting.processes", lambda settings: 1)
+        patch.setattr("pipeline.training.fit.launch", lambda function, job, settings, scratch: training.run(job))
+        patch.setattr("pipeline.training.fit.processes", lambda settings: 1)
         config = Quantize(calibration_images=200, fit=FIT)
         metrics = quantize(config, **places(digits_data, digits_checkpoints, root))
     return root / "out", metrics

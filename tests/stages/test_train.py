@@ -11,7 +11,7 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Distributed, Fit, Train
 from pipeline.stages.train import train
-from pipeline.training import evaluate
+from pipeline.training.job import evaluate
 
 CONFIG = Train(
     model=Component(name="resnet", width=4, blocks=[1, 1]),
@@ -64,7 +64,9 @@ def test_a_training_whose_worker_is_killed_goes_on_from_its_last_checkpoint(tiny
         while time.monotonic() < deadline:
             if log.exists() and log.read_text().count("validation_accuracy") >= 2:
                 workers = [
-                    child for child in psutil.Process().children() if "pipeline.distributed.worker" in child.cmdline()
+                    child
+                    for child in psutil.Process().children()
+                    if "pipeline.training.distributed.worker" in child.cmdline()
                 ]
                 workers[-1].kill()
                 gone.extend(workers)

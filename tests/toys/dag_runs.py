@@ -43,7 +43,7 @@ def trainers() -> list[psutil.Process]:
     """The processes that train for our stack."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if "pipeline.distributed.worker" in (process.info["cmdline"] or []):
+        if "pipeline.training.distributed.worker" in (process.info["cmdline"] or []):
             try:
                 ours = process.environ().get("FLYWEIGHT_HOME") == str(places.home())
             except psutil.Error:

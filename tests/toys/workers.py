@@ -13,7 +13,7 @@ def together(job):
     import torch
     from torch.nn import functional as F
 
-    from pipeline.distributed import ranks
+    from pipeline.training.distributed import ranks
 
     torch.manual_seed(7 + ranks.rank())  # the copies shall become equal by being shared, not by the seed
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
@@ -68,7 +68,7 @@ def _listening():
 
 
 if __name__ == "__main__":  # a stage of two processes that only wait, for tests that end it
-    from pipeline.distributed.launch import launch
     from pipeline.settings.schema import Distributed
+    from pipeline.training.distributed.launch import launch
 
     launch("workers:sleep", {"out": sys.argv[1]}, Distributed(nproc=2), Path(sys.argv[1]))

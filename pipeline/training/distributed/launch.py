@@ -1,6 +1,6 @@
 """Run a function in several processes under torchrun's elastic agent, and bring back what went wrong in them.
 
-The agent runs in this process, the workers are programs of their own (`pipeline.distributed.worker`). They meet in a file
+The agent runs in this process, the workers are programs of their own (`pipeline.training.distributed.worker`). They meet in a file
 and talk over the loopback interface, so nothing listens to the network. They end with this process, however it ends.
 """
 
@@ -62,7 +62,7 @@ def launch(function: str, job: Mapping[str, Any], settings: Distributed, scratch
     }
     task_file = meeting / "task.json"
     task_file.write_text(json.dumps(task), encoding="utf-8")
-    arguments = ("-m", "pipeline.distributed.worker", str(os.getpid()), str(task_file))
+    arguments = ("-m", "pipeline.training.distributed.worker", str(os.getpid()), str(task_file))
     stopped = None
     with _local_only(), _signal_handlers_kept():
         try:

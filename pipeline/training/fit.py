@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.shards import Manifest, load_manifest
-from pipeline.distributed.launch import launch, processes
 from pipeline.errors import ModelError
 from pipeline.models import size as macs
 from pipeline.models.checkpoint import load
@@ -17,7 +16,8 @@ from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.progress import events
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Component, Distributed
-from pipeline.training import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
+from pipeline.training.distributed.launch import launch, processes
+from pipeline.training.job import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def train_job(job: TrainingJob, distributed: Distributed) -> Metrics:
     steps = job.fit.epochs * steps_an_epoch(job.fit, manifest.counts["train"])
     events.report(job.what, done=part * steps, total=parts * steps)
     begun = time.perf_counter()
-    launch("pipeline.training:run", job.model_dump(mode="json"), distributed, job.scratch)
+    launch("pipeline.training.job:run", job.model_dump(mode="json"), distributed, job.scratch)
     seconds = time.perf_counter() - begun
     history = read_history(job.out)
     draw_curves(history, job.what, job.out / "plots" / "learning_curves.png")

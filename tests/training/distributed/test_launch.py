@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.distributed import launch as launching
-from pipeline.distributed.launch import launch, processes
 from pipeline.errors import FlyweightError, SettingsError
 from pipeline.settings.schema import Distributed
+from pipeline.training.distributed import launch as launching
+from pipeline.training.distributed.launch import launch, processes
 
-TOYS = Path(__file__).parents[1] / "toys"
+TOYS = Path(__file__).parents[2] / "toys"
 ALONE = Distributed(nproc=1)
 
 

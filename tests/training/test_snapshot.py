@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline import snapshot
+from pipeline.training import snapshot
 
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path):

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import training
 from pipeline.compression.quantization import fake_quant
 from pipeline.compression.quantization.fake_quant import FakeQuant, Grid, Levels
 from pipeline.data.shards import load_manifest, open_split
-from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
-from pipeline.fitting import new_spec
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Fit
-from pipeline.training import TrainingJob, evaluate, follow_, learning_rate, make_optimizer, my_batches
+from pipeline.training import job as training
+from pipeline.training.distributed import ranks
+from pipeline.training.fit import new_spec
+from pipeline.training.job import TrainingJob, evaluate, follow_, learning_rate, make_optimizer, my_batches
 
 RESNET = Component(name="resnet", width=4, blocks=[1, 1])
 PLAIN = Component(name="training_toys:Plain")

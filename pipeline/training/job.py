@@ -1,6 +1,6 @@
 """The training loop behind teacher, student and recovery: one `TrainingJob`, run by one process or by many.
 
-`run` is what every process calls (see `pipeline.distributed.launch`). After each epoch the state goes to a snapshot; a job
+`run` is what every process calls (see `pipeline.training.distributed.launch`). After each epoch the state goes to a snapshot; a job
 that is run again goes on from there and, in one process on a CPU, ends with the very same weights. The epoch that is kept
 is the best on the validation split; the test split is never opened here.
 """
@@ -25,18 +25,18 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import answers, snapshot
 from pipeline.compression.quantization import fake_quant
 from pipeline.compression.quantization.fake_quant import FakeQuant
 from pipeline.data.shards import Split, open_split
 from pipeline.data.views import augment
-from pipeline.distributed import ranks
 from pipeline.errors import SettingsError
 from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
 from pipeline.progress import events
 from pipeline.settings.schema import Component, Fit
+from pipeline.training import snapshot, teacher_answers
+from pipeline.training.distributed import ranks
 
 HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
@@ -301,10 +301,12 @@ class _Training:
         changing = fit.crop_padding or fit.horizontal_flip or fit.random_erasing
         if self.job.teacher is None or changing or 4 * images * classes > _REMEMBERED_BYTES:
             return
-        file = answers.file(self.job.teacher, self.job.data, f"{self.device.type} {'bf16' if self.bf16 else 'float32'}")
+        file = teacher_answers.file(
+            self.job.teacher, self.job.data, f"{self.device.type} {'bf16' if self.bf16 else 'float32'}"
+        )
         known = ranks.total(torch.tensor(float(file.exists()), device=self.device))
         if known == ranks.world():  # one that does not see the file must not be left alone with asking
-            self.taught = answers.load(file).to(self.device)
+            self.taught = teacher_answers.load(file).to(self.device)
             return
         taught = torch.zeros(images, classes, device=self.device)
         starts = range(ranks.rank() * _EVALUATION_BATCH, images, ranks.world() * _EVALUATION_BATCH)
@@ -316,7 +318,7 @@ class _Training:
                 events.report(f"{self.job.what}: the teacher's answers", done=place + 1, total=len(starts))
         self.taught = ranks.total(taught)
         if ranks.is_main():
-            answers.save(file, self.taught)
+            teacher_answers.save(file, self.taught)
 
     def _judge(self, train_loss: float, seconds: float) -> None:
         """Evaluate what would be kept, and keep it if it is the best so far."""

@@ -1,4 +1,4 @@
-"""One process of a training: ``python -m pipeline.distributed.worker PARENT JOB.json``, as `launch` has torchrun start it.
+"""One process of a training: ``python -m pipeline.training.distributed.worker PARENT JOB.json``, as `launch` has torchrun start it.
 
 The job file holds ``{"function": "package.module:function", "job": {...}, "backend", "meeting", "threads"}``. What goes
 wrong is written, with its traceback, where torchrun asks for it. Nothing heavy is imported before the process is tied to
@@ -30,7 +30,7 @@ def main(parent: int, job_file: Path) -> None:
 
 
 def _work(task: dict[str, Any]) -> None:
-    from pipeline.distributed import ranks
+    from pipeline.training.distributed import ranks
 
     module, _, function = task["function"].partition(":")
     with ranks.joined(task["backend"], Path(f"{task['meeting']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}")):

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from pipeline import components
 from pipeline.errors import SettingsError
-from pipeline.losses.kd import KD
+from pipeline.training.losses.kd import KD
 
 
 def logits(seed, count=7, classes=5):
