@@ -34,7 +34,8 @@ from swap import Counting, Triton, artifact, images
 
 from pipeline.errors import PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import load, promotion
+from pipeline.serving import load
+from pipeline.serving.promotion import promote
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client, TritonError
 from pipeline.serving.triton.golden import Golden
@@ -126,7 +127,7 @@ class Bench:
         demanded = Golden({"image": images(16)}, OnnxRunner(ware.onnx)({"image": images(16)}))
         settings = Serving(model=model, max_batch_size=16, instances=1)
         with Client() as control:
-            promotion.promote(settings, ware, demanded, self._registry, {}, control, config)
+            promote.promote(settings, ware, demanded, self._registry, {}, control, config)
 
 
 def _without(source: str) -> str:

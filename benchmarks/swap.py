@@ -37,9 +37,9 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.files import sha256
 from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import promotion
-from pipeline.serving.retention import gc
-from pipeline.serving.rollback import rollback
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.retention import gc
+from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton import server as local_triton

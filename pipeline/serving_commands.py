@@ -115,8 +115,8 @@ def _live_overrides(canary: float | None, shadow: bool, seconds: float | None, r
 
 
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
-    from pipeline.serving import promotion
-    from pipeline.serving.pull import pull
+    from pipeline.serving.promotion import promote as promotion
+    from pipeline.serving.promotion.pull import pull
     from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, overrides)
@@ -139,8 +139,8 @@ def _promote_file(
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
     from pipeline.models.spec import SPEC_FILE
-    from pipeline.serving import promotion
-    from pipeline.serving.pull import BY_HAND, VERDICT
+    from pipeline.serving.promotion import promote as promotion
+    from pipeline.serving.promotion.pull import BY_HAND, VERDICT
     from pipeline.serving.triton import artifact as onnx_artifact
     from pipeline.serving.triton.repository import MODEL_FILE
     from pipeline.tracking import stage as tracking
@@ -179,7 +179,7 @@ def _say_promoted(done: Any) -> None:
 @cli_options.model
 def rollback(model: str) -> None:
     """Serve the version before the present one again; instant while it is warm."""
-    from pipeline.serving.rollback import rollback as roll_back
+    from pipeline.serving.promotion.rollback import rollback as roll_back
     from pipeline.tracking import stage as tracking
 
     with _triton() as client:
@@ -196,7 +196,7 @@ def rollback(model: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def history(model: str, as_json: bool) -> None:
     """Show what became of each version of a served model: live, refused and why, rolled back."""
-    from pipeline.serving import history as told
+    from pipeline.serving.promotion import history as told
 
     for event in told.events(model):
         line = (
@@ -214,7 +214,7 @@ def history(model: str, as_json: bool) -> None:
 @cli_options.overrides
 def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Compare ledger, disk, Triton and registry; put right what can be, say what a person must do."""
-    from pipeline.serving.reconcile import reconcile as compare
+    from pipeline.serving.promotion.reconcile import reconcile as compare
     from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, overrides)
@@ -236,7 +236,7 @@ def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
 @cli_options.model
 def gc(model: str) -> None:
     """Remove old versions from Triton's repository: never the served one, nor the one that rollback goes back to."""
-    from pipeline.serving.retention import gc as remove
+    from pipeline.serving.promotion.retention import gc as remove
 
     with _triton() as client:
         freed = remove(model, client)

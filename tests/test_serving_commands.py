@@ -10,8 +10,8 @@ from serving_toys import FakeTriton, Registry, artifact, golden
 from pipeline import __main__
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import preflight, promotion
-from pipeline.serving.ledger import Ledger, lock
+from pipeline.serving.promotion import preflight, promote
+from pipeline.serving.promotion.ledger import Ledger, lock
 from pipeline.serving.triton import client
 from pipeline.tracking import stage
 
@@ -44,7 +44,7 @@ def stand(tmp_path, monkeypatch):
         version = registry.register(
             "proxy", what.onnx.parent, {"sha256": what.sha256, "verdict": "PROMOTE", "candidate": "int8"}
         )
-        promotion.golden.save(tmp_path / "golden.safetensors", golden(what))
+        promote.golden.save(tmp_path / "golden.safetensors", golden(what))
         registry.attach("proxy", version, tmp_path / "golden.safetensors")
         return what
 
@@ -164,7 +164,7 @@ def test_an_unknown_version_is_named(stand):
 )
 def test_a_canary_or_a_shadow_is_asked_for_by_options(stand, monkeypatch, options, wanted):
     asked = []
-    monkeypatch.setattr(promotion, "promote", lambda *arguments: asked.append(arguments[6]) or sys.exit(0))
+    monkeypatch.setattr(promote, "promote", lambda *arguments: asked.append(arguments[6]) or sys.exit(0))
     stand(1.0)
     run("promote", "1", *options)
     (config,) = asked

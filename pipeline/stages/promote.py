@@ -1,7 +1,7 @@
 """Put the winner into Triton's repository without dropping a request.
 
 Reads the verdict, registers the winner's file (the registered version is Triton's version), and hands over to
-`pipeline.serving.promotion`. Leaves promotion.json, golden.safetensors (inputs and the answers that were demanded) and
+`pipeline.serving.promotion.promote`. Leaves promotion.json, golden.safetensors (inputs and the answers that were demanded) and
 a copy of the ledger.
 """
 
@@ -25,8 +25,8 @@ from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
 from pipeline.records.evaluation import GOLDEN_FILE, Verdict, load_verdict
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import promotion
-from pipeline.serving.pull import VERDICT
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.pull import VERDICT
 from pipeline.serving.triton import golden as answers
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import Control

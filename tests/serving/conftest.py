@@ -35,7 +35,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(onnx, inputs, threads, timeout):
         return OnnxRunner(onnx, threads)(inputs)
 
-    monkeypatch.setattr("pipeline.serving.preflight.answers", answers)
+    monkeypatch.setattr("pipeline.serving.promotion.preflight.answers", answers)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from pipeline.serving.relay import Relay, Wanted, socket_path
+from pipeline.serving.promotion.relay import Relay, Wanted, socket_path
 from pipeline.serving.triton.repository import BACKEND
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from serving_toys import QUICK, Registry, artifact, golden
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import preflight, promotion
-from pipeline.serving.ledger import Ledger
+from pipeline.serving.promotion import preflight
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton.client import Client
 from pipeline.settings.schema import Serving
 

@@ -26,7 +26,7 @@ def registry(tmp_path, monkeypatch):
 def test_a_version_comes_back_with_all_its_files_byte_by_byte(registry, tmp_path):
     from serving_toys import artifact, golden
 
-    from pipeline.serving.pull import pull
+    from pipeline.serving.promotion.pull import pull
     from pipeline.serving.triton import golden as answers
 
     one = artifact(tmp_path, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving.ledger import lock
+from pipeline.serving.promotion.ledger import lock
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client, TritonError

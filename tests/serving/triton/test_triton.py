@@ -12,8 +12,9 @@ from PIL import Image
 from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import load, promotion
-from pipeline.serving.rollback import rollback
+from pipeline.serving import load
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
 from pipeline.serving.triton.client import Client, TritonError, TritonRunner, classify
 from pipeline.serving.triton.temporary import remove_models, temporary_models

@@ -1,9 +1,9 @@
 import pytest
 from serving_toys import QUICK, artifact, golden
 
-from pipeline.serving import promotion
-from pipeline.serving.retention import gc
-from pipeline.serving.rollback import rollback
+from pipeline.serving.promotion import promote
+from pipeline.serving.promotion.retention import gc
+from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.repository import version_directories
 
@@ -13,7 +13,7 @@ def five(home, fake, registry, serving, in_process):
     """Five versions on disk, the last one serves."""
     for factor in range(1, 6):
         what = artifact(home, float(factor))
-        promotion.promote(serving, what, golden(what), registry, {}, fake, QUICK)
+        promote.promote(serving, what, golden(what), registry, {}, fake, QUICK)
 
 
 def on_disk(home):

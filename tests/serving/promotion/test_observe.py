@@ -1,8 +1,8 @@
 import pytest
 from serving_toys import artifact, golden
 
-from pipeline.serving import probes
-from pipeline.serving.observe import observe
+from pipeline.serving.promotion import probes
+from pipeline.serving.promotion.observe import observe
 from pipeline.serving.triton.repository import write_model
 from pipeline.settings.schema import Promote, Serving
 

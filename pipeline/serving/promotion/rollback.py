@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from pipeline.errors import PromotionError
-from pipeline.serving import ledger
-from pipeline.serving.change import RESTART, Change
+from pipeline.serving.promotion import ledger
+from pipeline.serving.promotion.change import RESTART, Change
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import Control

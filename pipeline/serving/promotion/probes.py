@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.serving.drift import drift
+from pipeline.serving.promotion.drift import drift
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import Control, is_reachable
 from pipeline.serving.triton.golden import Golden

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.serving.ledger import Ledger, lock
+from pipeline.serving.promotion.ledger import Ledger, lock
 
 
 def test_lines_come_back_in_order(home):

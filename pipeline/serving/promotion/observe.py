@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.progress.events import report
-from pipeline.serving import probes
-from pipeline.serving.probes import Probes
+from pipeline.serving.promotion import probes
+from pipeline.serving.promotion.probes import Probes
 from pipeline.serving.triton.client import Served
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import Golden

@@ -7,9 +7,9 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import promotion
-from pipeline.serving.ledger import MENDED, Ledger, lock
-from pipeline.serving.reconcile import reconcile
+from pipeline.serving.promotion import promote
+from pipeline.serving.promotion.ledger import MENDED, Ledger, lock
+from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.triton import disk
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.repository import served_versions, with_versions
@@ -22,7 +22,7 @@ def served(home, fake, registry, serving, in_process):
     for factor in (1.0, 2.0):
         both.append(artifact(home, factor))
         tags = {"verdict": "PROMOTE", "candidate": "int8"}
-        promotion.promote(serving, both[-1], golden(both[-1]), registry, tags, fake, QUICK)
+        promote.promote(serving, both[-1], golden(both[-1]), registry, tags, fake, QUICK)
     return both
 
 
@@ -142,7 +142,7 @@ def test_names_that_harm_triton_are_a_persons_and_nothing_is_loaded(served, look
     assert found.startswith(f"! {stray.parent} holds {name}")
     assert "Move it away" in found
     with pytest.raises(PromotionError, match="Move it away"):
-        promotion.Change("proxy", fake, 1.0).load()
+        promote.Change("proxy", fake, 1.0).load()
     assert len(fake.loads) == loads
 
 
@@ -154,7 +154,7 @@ def test_a_control_plane_that_is_stuck_says_restart(served, serving, registry, f
     assert "Triton does not come to an end with proxy__cand: version 3 is LOADING" in found.what
     assert "what is loaded answers on; restart Triton (`flyweight down`, `flyweight up`)" in found.advice
     with pytest.raises(PromotionError, match="restart Triton"):
-        promotion.promote(serving, served[0], golden(served[0]), registry, {}, fake, config)
+        promote.promote(serving, served[0], golden(served[0]), registry, {}, fake, config)
     fake.stuck.clear()
     assert reconcile(serving, registry, fake, config).findings == ()
 
@@ -170,7 +170,7 @@ def test_a_load_that_does_not_help_says_restart(served, look, fake):
 def test_a_champion_that_cannot_be_mended_can_be_replaced(served, serving, registry, fake, home):
     fake.wrong.add(served[1].sha256)
     three = artifact(home, 3.0)
-    done = promotion.promote(serving, three, golden(three), registry, {"verdict": "PROMOTE"}, fake, QUICK)
+    done = promote.promote(serving, three, golden(three), registry, {"verdict": "PROMOTE"}, fake, QUICK)
     assert (done.version, done.previous_version) == (3, 2)
 
 

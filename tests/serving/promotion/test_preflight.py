@@ -6,7 +6,7 @@ from serving_toys import artifact, images
 
 from pipeline.errors import PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import preflight
+from pipeline.serving.promotion import preflight
 
 
 def test_it_answers_as_this_process_would(tmp_path):

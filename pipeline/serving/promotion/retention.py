@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.serving import ledger
-from pipeline.serving.change import Change
-from pipeline.serving.mend import mend_or_raise
+from pipeline.serving.promotion import ledger
+from pipeline.serving.promotion.change import Change
+from pipeline.serving.promotion.repair import mend_or_raise
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.control import Control, states

@@ -10,11 +10,12 @@ import pytest
 from serving_toys import QUICK, Clients, Registry, artifact, golden
 
 from pipeline.errors import PromotionError
-from pipeline.serving import ledger, promotion
-from pipeline.serving.change import Change
-from pipeline.serving.ledger import Ledger
-from pipeline.serving.reconcile import reconcile
-from pipeline.serving.relay import socket_path
+from pipeline.serving.promotion import ledger
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.change import Change
+from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.reconcile import reconcile
+from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import remove_models
@@ -126,13 +127,13 @@ def test_clients_of_a_canary_are_answered_by_it_and_those_of_a_shadow_are_not(pr
 def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, model, client, tmp_path):
     one = artifact(tmp_path, 1.0)
     promote(one, QUICK)
-    toys = Path(__file__).parents[1] / "toys"
+    toys = Path(__file__).parents[2] / "toys"
     command = (
         "import sys, json; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
         "from pathlib import Path\n"
         "from serving_toys import Registry, OnnxRunner, artifact, golden\n"
         "from pipeline.settings.schema import Promote, Serving\n"
-        "from pipeline.serving import preflight, promotion\n"
+        "from pipeline.serving.promotion import preflight, promote as promotion\n"
         "from pipeline.serving.triton.client import Client\n"
         "preflight.answers = lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs)\n"
         "home = Path(sys.argv[3]); what = artifact(home, 2.0); registry = Registry(home / 'registry.json')\n"

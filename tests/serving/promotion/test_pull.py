@@ -2,7 +2,7 @@ import pytest
 from serving_toys import artifact, golden
 
 from pipeline.errors import PromotionError
-from pipeline.serving.pull import pull
+from pipeline.serving.promotion.pull import pull
 from pipeline.serving.triton import golden as answers
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving.change import RESTART, Change, stray_text, strays
-from pipeline.serving.ledger import MENDED
-from pipeline.serving.relay import socket_path
+from pipeline.serving.promotion.change import RESTART, Change, stray_text, strays
+from pipeline.serving.promotion.ledger import MENDED
+from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import TritonError

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
-from pipeline.serving.ledger import Ledger
+from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import TritonError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pipeline.serving import ledger
-from pipeline.serving.ledger import Ledger
+from pipeline.serving.promotion import ledger
+from pipeline.serving.promotion.ledger import Ledger
 
 _STEPS = {*ledger.STEPS, ledger.LIVE_TEST, ledger.LIVE_TESTED, ledger.ROLLED_BACK}
 

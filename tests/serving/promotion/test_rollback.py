@@ -4,9 +4,9 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import promotion
-from pipeline.serving.ledger import Ledger
-from pipeline.serving.rollback import rollback
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.repository import served_versions
 

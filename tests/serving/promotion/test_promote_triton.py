@@ -12,11 +12,12 @@ import pytest
 from serving_toys import QUICK, Clients, Registry, Server, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import ledger, promotion
-from pipeline.serving.change import Change
-from pipeline.serving.ledger import STEPS, Ledger
-from pipeline.serving.reconcile import reconcile
-from pipeline.serving.rollback import rollback
+from pipeline.serving.promotion import ledger
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.change import Change
+from pipeline.serving.promotion.ledger import STEPS, Ledger
+from pipeline.serving.promotion.reconcile import reconcile
+from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton import server as local_triton
@@ -93,7 +94,7 @@ def promote(triton, client, tmp_path, in_process):
 @pytest.fixture
 def helper(promote, tmp_path):
     """A function: (artifact's factor, step) -> exit code of a promoter that was killed right after that step."""
-    toys = Path(__file__).parents[1] / "toys"
+    toys = Path(__file__).parents[2] / "toys"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(toys), str(toys.parents[1])])}
     process = subprocess.Popen(
         [sys.executable, str(toys / "promoter.py")],

@@ -8,10 +8,11 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import ledger, promotion
-from pipeline.serving.ledger import STEPS, Ledger
-from pipeline.serving.reconcile import reconcile
-from pipeline.serving.rollback import rollback
+from pipeline.serving.promotion import ledger
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.ledger import STEPS, Ledger
+from pipeline.serving.promotion.reconcile import reconcile
+from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.repository import Artifact, served_versions, version_directories

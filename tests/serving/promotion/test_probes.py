@@ -3,8 +3,8 @@ import math
 import pytest
 from serving_toys import FakeTriton, artifact, golden
 
-from pipeline.serving import probes
-from pipeline.serving.probes import Limits, Probes
+from pipeline.serving.promotion import probes
+from pipeline.serving.promotion.probes import Limits, Probes
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.repository import write_model
 from pipeline.settings.schema import Promote, Serving

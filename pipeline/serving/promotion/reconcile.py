@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pipeline.errors import PromotionError
 from pipeline.protocols import Registry
-from pipeline.serving import ledger
-from pipeline.serving.change import Change
-from pipeline.serving.mend import Finding, mend
-from pipeline.serving.promotion import CHAMPION, finish
-from pipeline.serving.pull import pull
+from pipeline.serving.promotion import ledger
+from pipeline.serving.promotion.change import Change
+from pipeline.serving.promotion.promote import CHAMPION, finish
+from pipeline.serving.promotion.pull import pull
+from pipeline.serving.promotion.repair import Finding, mend
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.control import Control

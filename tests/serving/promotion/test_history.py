@@ -2,10 +2,11 @@ import pytest
 from serving_toys import QUICK, artifact, golden
 
 from pipeline.errors import PromotionError
-from pipeline.serving import history, promotion
-from pipeline.serving.ledger import Ledger
-from pipeline.serving.retention import gc
-from pipeline.serving.rollback import rollback
+from pipeline.serving.promotion import history
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.retention import gc
+from pipeline.serving.promotion.rollback import rollback
 
 
 def test_each_change_is_a_line(home, fake, registry, serving, in_process):

@@ -1,7 +1,7 @@
 """The first look at a staged model: its golden answers in a process of its own, with a deadline.
 
 A file that crashes ONNX Runtime, hangs or eats the machine's memory must not take the promoter with it, let alone the
-server. The child is ``python -m pipeline.serving.preflight MODEL GOLDEN ANSWERS THREADS``; it imports little.
+server. The child is ``python -m pipeline.serving.promotion.preflight MODEL GOLDEN ANSWERS THREADS``; it imports little.
 """
 
 from __future__ import annotations
@@ -39,7 +39,12 @@ def answers(onnx: Path, inputs: Mapping[str, NDArray], threads: int, timeout: fl
     with tempfile.TemporaryDirectory(prefix="flyweight-preflight-") as name:
         asked, answered = Path(name) / "asked.safetensors", Path(name) / "answered.safetensors"
         save_file({key: np.ascontiguousarray(array) for key, array in inputs.items()}, asked)
-        command = [sys.executable, "-m", "pipeline.serving.preflight", *map(str, (onnx, asked, answered, threads))]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline.serving.promotion.preflight",
+            *map(str, (onnx, asked, answered, threads)),
+        ]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         try:
             done = subprocess.run(

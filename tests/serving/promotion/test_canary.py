@@ -11,11 +11,12 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving import history, ledger, live, promotion
-from pipeline.serving.ledger import Ledger
-from pipeline.serving.live import Judge, Pair
-from pipeline.serving.reconcile import reconcile
-from pipeline.serving.relay import receive_message, send_message, socket_path
+from pipeline.serving.promotion import canary, history, ledger
+from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.canary import Judge, Pair
+from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.reconcile import reconcile
+from pipeline.serving.promotion.relay import receive_message, send_message, socket_path
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.repository import CONFIG_FILE
 from pipeline.settings.schema import Promote
@@ -65,7 +66,7 @@ class Copy:
 
 @pytest.fixture
 def promote(home, fake, registry, serving, in_process, monkeypatch):
-    monkeypatch.setattr(live, "_COPIES_SECONDS", 2.0)
+    monkeypatch.setattr(canary, "_COPIES_SECONDS", 2.0)
 
     def run(what, config=TRY, settings=serving):
         return promotion.promote(settings, what, golden(what), registry, {"verdict": "PROMOTE"}, fake, config)
@@ -258,8 +259,8 @@ def test_a_champion_of_a_native_backend_hands_nothing_over(home, one, promote):
     with pytest.raises(
         PromotionError, match=r"'onnxruntime', which hands no requests over: only .* Promote without it"
     ):
-        live.check(change, 1, TRY)
-    live.check(change, 1, Promote())
+        canary.check(change, 1, TRY)
+    canary.check(change, 1, Promote())
 
 
 def test_a_limit_of_never_is_refused_at_once(home, one, promote):

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.serving.drift import drift
+from pipeline.serving.promotion.drift import drift
 
 
 def exact(before, after):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.serving.sequential import Limit, above, below
+from pipeline.serving.promotion.sequential import Limit, above, below
 
 
 def likelihood_ratio(seen, limit, odds):

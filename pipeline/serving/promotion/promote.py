@@ -29,11 +29,11 @@ from pathlib import Path
 from pipeline.errors import ModelError, PromotionError
 from pipeline.machine import places
 from pipeline.protocols import Registry
-from pipeline.serving import ledger, live, preflight, probes
-from pipeline.serving.change import Change
-from pipeline.serving.mend import mend_or_raise
-from pipeline.serving.observe import observe
-from pipeline.serving.probes import Probes
+from pipeline.serving.promotion import canary, ledger, preflight, probes
+from pipeline.serving.promotion.change import Change
+from pipeline.serving.promotion.observe import observe
+from pipeline.serving.promotion.probes import Probes
+from pipeline.serving.promotion.repair import mend_or_raise
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import TritonError
@@ -98,7 +98,7 @@ def promote(
             before = change.ledger.before(previous)
             finish(change, registry, config, previous, before, demanded, None)
             return Promotion(model, previous, artifact.sha256, before, change.ledger.path, reused=True)
-        live.check(change, previous, config)
+        canary.check(change, previous, config)
         number = _version(registry, model, artifact, tags, previous, version)
         change.ledger.append(ledger.BEGIN, version=number, sha256=artifact.sha256, previous=previous)
         try:
@@ -266,12 +266,12 @@ def _try_live(change: Change, version: int, previous: int | None, config: Promot
         )
     change.ledger.append(ledger.LIVE_TEST, version=version, kind=config.live_test, share=config.live_share)
     try:
-        outcome = live.run(change, previous, config)
+        outcome = canary.run(change, previous, config)
     except PromotionError as error:
         return str(error)
     change.ledger.append(ledger.LIVE_TESTED, version=version, verdict=outcome.verdict, **outcome.figures)
     if not outcome.reason:
-        remove_models(change.control, live.baseline(change))
+        remove_models(change.control, canary.baseline(change))
         return None
     return f"{config.live_test}: {outcome.reason}"
 

@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.progress.events import report
-from pipeline.serving.change import Change
-from pipeline.serving.relay import Relay, Tensors, Wanted
-from pipeline.serving.sequential import Limit
+from pipeline.serving.promotion.change import Change
+from pipeline.serving.promotion.relay import Relay, Tensors, Wanted
+from pipeline.serving.promotion.sequential import Limit
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Answer, TritonError
