@@ -34,7 +34,7 @@ from swap import Counting, Triton, artifact, images
 
 from pipeline.errors import PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import load
+from pipeline.serving.load import measure as load
 from pipeline.serving.promotion import promote
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client, TritonError

@@ -5,7 +5,7 @@
 
 First the capacity: good answers a second of a closed loop, before and after. Then an open loop of half of it (the base) runs
 all the time, and a surge is added that makes it twice the capacity. Both send when requests are due, whatever comes back, and
-latency counts from then (`pipeline.serving.open_loop`). When the surge ends the base goes on, so that recovery is that of
+latency counts from then (`pipeline.serving.load.open_loop`). When the surge ends the base goes on, so that recovery is that of
 a server at work. The server refuses what is beyond `serving.max_queue_size`. A control, the same without that limit,
 shows that the check can fail.
 """
@@ -32,8 +32,8 @@ from peers.report import Target, target_lines
 from peers.servers import Server
 
 from pipeline.report import plots
-from pipeline.serving import closed_loop, load
-from pipeline.serving.histogram import Histogram
+from pipeline.serving.load import closed_loop, measure
+from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
@@ -106,7 +106,7 @@ def capacity(address: str, requests: Sequence[bytes], seconds: float, turns: int
     loop = {"loop": "closed", "concurrency": _CLOSED, "connections": closed_loop.connections(_CLOSED)}
     found = []
     for _ in range(turns):
-        seen = load.drive([plan(address, seconds, 3, 0.5, **loop)], requests, until_stable=False)
+        seen = measure.drive([plan(address, seconds, 3, 0.5, **loop)], requests, until_stable=False)
         found.append(sum(part["answered"] for parts in seen.windows.values() for part in parts) / seconds)
     return found
 
@@ -131,12 +131,14 @@ def _surge(server: Server, address: str, requests: Sequence[bytes], answers: flo
     """Run base and surge and put together what came of them."""
     base_times: list[float] = []
     surge_times: list[float] = []
-    base: list[load.Seen] = []
+    base: list[measure.Seen] = []
     count = round((_QUIET_S + seconds + _AFTER_S + 2.0) / TICK_S)
     base_plan = plan(address, count * TICK_S, count, 1.0, **opened(BASE * answers, 1))
 
     def steady() -> None:
-        base.append(load.drive([base_plan], requests, lambda: base_times.append(time.monotonic()), until_stable=False))
+        base.append(
+            measure.drive([base_plan], requests, lambda: base_times.append(time.monotonic()), until_stable=False)
+        )
 
     def look() -> float:
         surge_times.append(time.monotonic())
@@ -149,7 +151,7 @@ def _surge(server: Server, address: str, requests: Sequence[bytes], answers: flo
     time.sleep(_QUIET_S)
     windows = max(4, round(seconds))
     surge_plan = plan(address, seconds, windows, **opened((FACTOR - BASE) * answers, 2))
-    surge = load.drive([surge_plan], requests, look, until_stable=False)
+    surge = measure.drive([surge_plan], requests, look, until_stable=False)
     thread.join()
     begin, end = surge_times[0], surge_times[-1]
     ticks = _ticks(base[0], base_times[0] - begin)
@@ -177,7 +179,7 @@ def _surge(server: Server, address: str, requests: Sequence[bytes], answers: flo
     }
 
 
-def _ticks(seen: load.Seen, first: float) -> list[Tick]:
+def _ticks(seen: measure.Seen, first: float) -> list[Tick]:
     """Return the windows of the base; the first began at `first`, seconds since the surge began."""
     found = []
     for number in sorted(seen.windows):

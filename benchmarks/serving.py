@@ -46,12 +46,13 @@ from peers.http1 import request as http_request
 from peers.servers import Server
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import closed_loop, load, tuning_run
-from pipeline.serving.histogram import Histogram
+from pipeline.serving.load import closed_loop, tuning_run
+from pipeline.serving.load import measure as load
+from pipeline.serving.load.histogram import Histogram
+from pipeline.serving.load.tuning import TUNED
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
-from pipeline.serving.tuning import TUNED
 from pipeline.settings.schema import Budget, Promote, Serving
 
 ROWS = 64

@@ -16,8 +16,8 @@ from pipeline.machine import places
 from pipeline.settings import schema
 
 if TYPE_CHECKING:
-    from pipeline.serving.load import Closed, Open
-    from pipeline.serving.tuning import Tuning
+    from pipeline.serving.load.measure import Closed, Open
+    from pipeline.serving.load.tuning import Tuning
 
 _PLOTS = (".png", ".svg")
 _out = click.Path(dir_okay=False, path_type=Path)
@@ -63,8 +63,7 @@ def load(
     from rich.console import Console
 
     from pipeline.progress import bar
-    from pipeline.report import load_report
-    from pipeline.serving import sweep
+    from pipeline.serving.load import report, sweep
 
     with _triton():
         address = url or places.triton_grpc()
@@ -72,13 +71,13 @@ def load(
         inputs = sweep.inputs_of(sweep.served(model, address), pixels)
         with bar.shown("load", click.echo):
             found = sweep.sweep(loads, sweep.measured(model, inputs, seconds, address))
-    Console().print(load_report.load_table(model, found))
+    Console().print(report.load_table(model, found))
     if json_file:
         sweep.write_json(found, json_file)
     if plot_file:
         from pipeline.report import plots
 
-        plots.write(load_report.load_figure(model, found), plot_file)
+        plots.write(report.load_figure(model, found), plot_file)
 
 
 @click.command("tune-serving")
@@ -102,8 +101,7 @@ def tune_serving(
     from rich.console import Console
 
     from pipeline.progress import bar
-    from pipeline.report import load_report
-    from pipeline.serving import tuning_run
+    from pipeline.serving.load import report, tuning_run
     from pipeline.serving.triton import artifact as onnx_artifact
     from pipeline.tracking import handover, stage
 
@@ -113,7 +111,7 @@ def tune_serving(
         artifact = onnx_artifact.from_file(onnx) if onnx else tuning_run.promoted(model or settings.serving.model)
         with bar.shown("tune-serving", click.echo):
             found = tuning_run.search(settings.serving, settings.budget, settings.promote, artifact, seconds)
-    Console().print(load_report.tuning_table(found))
+    Console().print(report.tuning_table(found))
     with tempfile.TemporaryDirectory(prefix="flyweight-tuning-") as folder:
         tuning_run.write(found, Path(folder))
         metrics = {"ratio": found.ratio, "ratio_low": found.low, "ratio_high": found.high}
@@ -129,7 +127,7 @@ def tune_serving(
 
 def _write_settings(found: Tuning, recipe: str | None) -> None:
     """Put what the winner changes into the recipe, or into params.yaml."""
-    from pipeline.serving import tuning_run
+    from pipeline.serving.load import tuning_run
     from pipeline.settings import edit
 
     path = schema.ROOT / "recipes" / f"{recipe}.yaml" if recipe else schema.ROOT / "params.yaml"
@@ -149,8 +147,8 @@ def _loads(concurrency: str | None, rate: str | None, arrivals: str | None) -> l
         )
     if arrivals and not rate:
         raise FlyweightError(f"--arrivals {arrivals} says how an open loop spaces its requests: give --rate with it")
-    from pipeline.serving.load import Closed, Open
-    from pipeline.serving.sweep import LEVELS
+    from pipeline.serving.load.measure import Closed, Open
+    from pipeline.serving.load.sweep import LEVELS
 
     if rate:
         kind: Any = arrivals or "poisson"
@@ -193,7 +191,7 @@ def _images(count: int, settings: schema.Settings) -> Any:
 @contextlib.contextmanager
 def _triton() -> Iterator[None]:
     """What goes wrong with the server, or on the way to it, is a `ConnectionError`: another try may pass."""
-    from pipeline.serving.load import LoadError
+    from pipeline.serving.load.measure import LoadError
     from pipeline.serving.triton.client import TritonError
 
     try:

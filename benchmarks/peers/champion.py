@@ -16,9 +16,9 @@ import psutil
 from peers.servers import cores
 from pipeline.files import sha256
 from pipeline.machine import cpu, places
+from pipeline.serving.load.tuning import TUNED
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.repository import Artifact
-from pipeline.serving.tuning import TUNED
 from pipeline.settings.schema import Serving
 from pipeline.tracking import stage
 

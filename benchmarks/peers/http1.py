@@ -1,6 +1,6 @@
 """The load generator for peers that speak HTTP/1.1: a closed loop with as little work a request as the one over gRPC.
 
-Takes the place of `pipeline.serving.generator` in `load.drive`, with the same plan and the same lines, so that windows,
+Takes the place of `pipeline.serving.load.generator` in `load.drive`, with the same plan and the same lines, so that windows,
 latencies and processor time are counted alike. One connection a request in flight, kept alive, no pipelining: that is
 how HTTP/1.1 clients work. Requests are whole and ready to send; of an answer the status and the length are read.
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.serving.histogram import Histogram
+from pipeline.serving.load.histogram import Histogram
 
 _GOOD = b"HTTP/1.1 200"
 

@@ -44,7 +44,7 @@ from pipeline.report import plots
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner
 from pipeline.runners.timing import time_runners
-from pipeline.serving import load
+from pipeline.serving.load import measure
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.golden import TOLERANCE
 from pipeline.serving.triton.repository import Artifact
@@ -258,7 +258,7 @@ def through_triton(config: Evaluate, serving: Serving, subjects: Subjects, candi
         answers = {name: client.predict(model, few) for name, model in names.items()}
         turns = [(level, name) for level in config.concurrency for name in names]
         for place, (level, name) in enumerate(turns):
-            found = load.measure(names[name], "", images, level, config.load_seconds)
+            found = measure.measure(names[name], "", images, level, config.load_seconds)
             if found.throughput == 0:
                 errors = ", ".join(f"{count} x {status}" for status, count in found.errors.items())
                 raise RuntimeError(

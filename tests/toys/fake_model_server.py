@@ -6,7 +6,7 @@ from concurrent import futures
 
 import grpc
 
-from pipeline.serving.generator import METHOD
+from pipeline.serving.load.generator import METHOD
 
 
 class FakeModelServer:

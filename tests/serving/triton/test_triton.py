@@ -12,7 +12,7 @@ from PIL import Image
 from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving import load
+from pipeline.serving.load import measure
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
@@ -81,7 +81,7 @@ def test_temporary_models_answer_and_vanish(triton, client, tmp_path):
             answer = runner({"image": images(3)})
             runner.close()
             np.testing.assert_array_equal(answer["logits"], OnnxRunner(model.onnx)({"image": images(3)})["logits"])
-        result = load.measure(names["int8"], "", images(4), concurrency=20, seconds=0.5, warmup=0.1)
+        result = measure.measure(names["int8"], "", images(4), concurrency=20, seconds=0.5, warmup=0.1)
     assert result.failures == 0
     assert result.requests > 20
     assert 0 < result.p50_ms <= result.p99_ms
@@ -92,12 +92,12 @@ def test_temporary_models_answer_and_vanish(triton, client, tmp_path):
 def test_failed_requests_are_counted_by_status(triton, promote, tmp_path):
     promote(artifact(tmp_path, 1.0))
     wrong_shape = np.zeros((1, 1, 2, 3), np.uint8)
-    result = load.measure(promote.model, "", wrong_shape, concurrency=2, seconds=0.2, warmup=0.0)
+    result = measure.measure(promote.model, "", wrong_shape, concurrency=2, seconds=0.2, warmup=0.0)
     assert result.failures == result.requests == result.errors["INVALID_ARGUMENT"] > 0
     assert result.throughput == 0
     assert result.p99_ms == float("inf")
     with pytest.raises(TritonError, match=r"the metadata of nobody: .*NOT_FOUND"):
-        load.measure("nobody", "", wrong_shape, concurrency=1, seconds=0.1)
+        measure.measure("nobody", "", wrong_shape, concurrency=1, seconds=0.1)
 
 
 def test_images_larger_than_a_flow_control_window_arrive(triton, client, tmp_path):
@@ -106,9 +106,9 @@ def test_images_larger_than_a_flow_control_window_arrive(triton, client, tmp_pat
     with temporary_models(settings, [model]) as names:
         name = names["wide"]
         whole = SimpleNamespace(name="image", datatype="UINT8", shape=[20_000, *SHAPE])  # 80 kB: more than a window
-        requests = load._requests(name, "", [whole], {"image": images(20_000)[None]})
+        requests = measure._requests(name, "", [whole], {"image": images(20_000)[None]})
         plan = {"address": triton.url, "window": 700_000_000, "windows": 3, "warmup": 0, "silence": 10}
-        seen = load.drive([{**plan, "loop": "closed", "concurrency": 3, "connections": 1}], requests)
+        seen = measure.drive([{**plan, "loop": "closed", "concurrency": 3, "connections": 1}], requests)
     parts = [part for parts in seen.windows.values() for part in parts]
     assert [part["failures"] for part in parts] == [{}, {}, {}]
     assert sum(sum(part["latencies"]["counts"].values()) for part in parts) >= 3

@@ -8,7 +8,7 @@ from concurrent import futures
 import grpc
 import pytest
 
-from pipeline.serving.http2 import STATUS, Connection, prefixed
+from pipeline.serving.load.http2 import STATUS, Connection, prefixed
 from pipeline.settings.schema import ROOT
 
 METHOD = "/test.Service/Reverse"

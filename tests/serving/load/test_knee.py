@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.serving.knee import knee
+from pipeline.serving.load.knee import knee
 
 
 def test_of_one_queue_with_random_arrivals_it_is_at_half_the_capacity():

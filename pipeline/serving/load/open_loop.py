@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.serving.generator import Traffic
+    from pipeline.serving.load.generator import Traffic
 
 CONNECTIONS = 4
 """Connections over which each process spreads its requests in turn."""

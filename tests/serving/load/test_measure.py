@@ -6,8 +6,8 @@ from fake_model_server import FakeModelServer
 from tritonclient.grpc import service_pb2
 
 from pipeline.errors import FlyweightError
-from pipeline.serving import load
-from pipeline.serving.load import Closed, Open, drive, is_stable
+from pipeline.serving.load import measure
+from pipeline.serving.load.measure import Closed, Open, drive, is_stable
 
 MS = 1_000_000
 
@@ -58,12 +58,12 @@ def metadata(*inputs):
 
 def test_zeros_have_the_served_shape_whatever_the_model():
     found = metadata(("image", "UINT8", [-1, 3, -1, 8]), ("mask", "INT32", [-1, 16]))
-    made = load.zeros(found)
+    made = measure.zeros(found)
     assert {name: (array.shape, array.dtype) for name, array in made.items()} == {
         "image": ((1, 3, 1, 8), np.uint8),
         "mask": ((1, 16), np.int32),
     }
-    (message,) = load._requests("toy", "3", found.inputs, made)
+    (message,) = measure._requests("toy", "3", found.inputs, made)
     request = service_pb2.ModelInferRequest.FromString(message)
     assert (request.model_name, request.model_version) == ("toy", "3")
     assert [list(tensor.shape) for tensor in request.inputs] == [[1, 3, 1, 8], [1, 16]]
@@ -72,25 +72,25 @@ def test_zeros_have_the_served_shape_whatever_the_model():
 
 def test_a_model_without_a_batch_axis_gets_its_own_shape():
     found = metadata(("x", "FP32", [4, 2]))
-    (message,) = load._requests("toy", "", found.inputs, load.zeros(found))
+    (message,) = measure._requests("toy", "", found.inputs, measure.zeros(found))
     assert list(service_pb2.ModelInferRequest.FromString(message).inputs[0].shape) == [4, 2]
 
 
 def test_text_is_refused():
     with pytest.raises(FlyweightError, match="toy takes text as 'words'; the load generator sends numbers and images"):
-        load.zeros(metadata(("words", "BYTES", [-1, 1])))
+        measure.zeros(metadata(("words", "BYTES", [-1, 1])))
 
 
 def test_at_most_256_rows_are_sent_each_as_the_type_that_the_model_takes():
     found = metadata(("x", "FP32", [-1, 2]))
-    messages = load._requests("toy", "", found.inputs, {"x": np.arange(600, dtype=np.uint8).reshape(300, 2)})
+    messages = measure._requests("toy", "", found.inputs, {"x": np.arange(600, dtype=np.uint8).reshape(300, 2)})
     assert len(messages) == 256
     raw = service_pb2.ModelInferRequest.FromString(messages[7]).raw_input_contents[0]
     np.testing.assert_array_equal(np.frombuffer(raw, np.float32), [14, 15])
 
 
 def test_processes_share_a_load_without_loss():
-    assert [share["concurrency"] for share in load._shares(Closed(7), 3)] == [3, 2, 2]
-    assert [share["connections"] for share in load._shares(Closed(40), 2)] == [2, 2]
-    shares = load._shares(Open(90.0, "constant"), 2)
+    assert [share["concurrency"] for share in measure._shares(Closed(7), 3)] == [3, 2, 2]
+    assert [share["connections"] for share in measure._shares(Closed(40), 2)] == [2, 2]
+    shares = measure._shares(Open(90.0, "constant"), 2)
     assert [(share["rate"], share["place"], share["of"]) for share in shares] == [(90.0, 0, 2), (90.0, 1, 2)]

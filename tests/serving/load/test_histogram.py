@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.serving.histogram import RELATIVE_ERROR, Histogram
+from pipeline.serving.load.histogram import RELATIVE_ERROR, Histogram
 
 SHARES = (0.0, 0.001, 0.25, 0.5, 0.9, 0.99, 0.999, 1.0)
 CHANCE = np.random.default_rng(17)

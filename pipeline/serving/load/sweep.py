@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pipeline.errors import FlyweightError, near_miss
 from pipeline.machine import places
 from pipeline.progress.events import report
-from pipeline.serving import load
-from pipeline.serving.knee import knee
-from pipeline.serving.load import Closed, LoadResult, Open
+from pipeline.serving.load import measure as load
+from pipeline.serving.load.knee import knee
+from pipeline.serving.load.measure import Closed, LoadResult, Open
 from pipeline.serving.triton.client import Client, TritonError
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64)

@@ -1,7 +1,7 @@
 """How many requests a served model answers in a second, and how fast: load from processes of its own, honestly measured.
 
 Two kinds of load: `Closed` keeps a number of requests in flight, `Open` sends at a rate whatever comes back. Either runs in
-`pipeline.serving.generator`, which costs the server's machine some tens of microseconds of processor time a request; more
+`pipeline.serving.load.generator`, which costs the server's machine some tens of microseconds of processor time a request; more
 such processes are started where one was not enough. A measurement is three windows after a warm-up. It is stable when
 neither throughput nor mean latency of the three differ by more than 10 %, as NVIDIA's perf_analyzer has it; with
 patience it goes on until they do.
@@ -29,9 +29,9 @@ from tritonclient.utils import triton_to_np_dtype
 
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
-from pipeline.serving import closed_loop, counters, open_loop
-from pipeline.serving.counters import ServerSide
-from pipeline.serving.histogram import Histogram
+from pipeline.serving.load import closed_loop, counters, open_loop
+from pipeline.serving.load.counters import ServerSide
+from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.triton import tls
 from pipeline.serving.triton.client import Client
 from pipeline.settings.schema import ROOT
@@ -406,7 +406,11 @@ class _Generator:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, *([program] if program else ["-m", "pipeline.serving.generator"]), str(plan_file)],
+                [
+                    sys.executable,
+                    *([program] if program else ["-m", "pipeline.serving.load.generator"]),
+                    str(plan_file),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

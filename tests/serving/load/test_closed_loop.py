@@ -3,8 +3,8 @@
 import pytest
 from fake_model_server import FakeModelServer
 
-from pipeline.serving import closed_loop
-from pipeline.serving.load import drive
+from pipeline.serving.load import closed_loop
+from pipeline.serving.load.measure import drive
 
 MS = 1_000_000
 

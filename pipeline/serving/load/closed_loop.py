@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.serving.generator import Traffic
+    from pipeline.serving.load.generator import Traffic
 
 IN_FLIGHT_EACH = 16
 """Requests that share one connection, as a balancer or a busy client would have it."""

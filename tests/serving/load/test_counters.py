@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.serving.counters import Counters, Snapshot, between, gauges
+from pipeline.serving.load.counters import Counters, Snapshot, between, gauges
 
 PAGE = """\
 # HELP nv_cpu_utilization CPU utilization rate [0.0 - 1.0]

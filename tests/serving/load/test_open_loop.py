@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from fake_model_server import FakeModelServer
 
-from pipeline.serving import open_loop
-from pipeline.serving.histogram import Histogram
-from pipeline.serving.load import drive
+from pipeline.serving.load import open_loop
+from pipeline.serving.load.histogram import Histogram
+from pipeline.serving.load.measure import drive
 
 MS = 1_000_000
 

@@ -12,15 +12,16 @@ from typing import Any
 
 from pipeline.errors import FlyweightError, PromotionError, near_miss
 from pipeline.machine import places
-from pipeline.serving import load, tuning
-from pipeline.serving.load import Closed
-from pipeline.serving.sweep import finite
+from pipeline.serving.load import measure as load
+from pipeline.serving.load import tuning
+from pipeline.serving.load.measure import Closed
+from pipeline.serving.load.sweep import finite
+from pipeline.serving.load.tuning import TUNED, Figures, Trial, Tuning
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
-from pipeline.serving.tuning import TUNED, Figures, Trial, Tuning
 from pipeline.settings.schema import Budget, Promote, Serving
 
 _ROWS = 64
@@ -100,7 +101,8 @@ def values(serving: Serving) -> dict[str, int]:
 
 def write(found: Tuning, directory: Path) -> None:
     """Write tuning.json, tuning.md (the table) and tuning.png into `directory`."""
-    from pipeline.report import load_report, plots
+    from pipeline.report import plots
+    from pipeline.serving.load import report
 
     facts = {
         "load": found.load,
@@ -117,8 +119,8 @@ def write(found: Tuning, directory: Path) -> None:
     (directory / "tuning.json").write_text(
         json.dumps(finite(facts), indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
-    (directory / "tuning.md").write_text(load_report.tuning_text(found), encoding="utf-8")
-    plots.png(load_report.tuning_figure(found), directory / "tuning.png")
+    (directory / "tuning.md").write_text(report.tuning_text(found), encoding="utf-8")
+    plots.png(report.tuning_figure(found), directory / "tuning.png")
 
 
 def _trial(trial: Trial) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.serving.load import Closed, LoadResult
-from pipeline.serving.sweep import Sweep
-from pipeline.serving.tuning import Trial, Tuning, in_words
+from pipeline.serving.load.measure import Closed, LoadResult
+from pipeline.serving.load.sweep import Sweep
+from pipeline.serving.load.tuning import Trial, Tuning, in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ from serving_toys import artifact, images
 
 from pipeline.__main__ import main
 from pipeline.errors import FlyweightError
-from pipeline.serving import load, tuning, tuning_run
-from pipeline.serving.load import Closed, Open
+from pipeline.serving.load import measure, tuning, tuning_run
+from pipeline.serving.load.measure import Closed, Open
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import temporary_models
@@ -30,7 +30,7 @@ def served(triton, tmp_path, monkeypatch):
 
 
 def test_a_closed_loop_agrees_with_tritons_own_counters(served):
-    found = load.run(served, "", {"image": images(4)}, Closed(8), seconds=1.2, warmup=0.3)
+    found = measure.run(served, "", {"image": images(4)}, Closed(8), seconds=1.2, warmup=0.3)
     assert found.failures == 0
     assert 0 < found.p50_ms <= found.p90_ms <= found.p99_ms <= found.p999_ms <= found.max_ms
     assert len(found.windows) == 3
@@ -46,7 +46,7 @@ def test_a_closed_loop_agrees_with_tritons_own_counters(served):
 
 
 def test_an_open_loop_sends_at_its_rate(served):
-    found = load.run(served, "", {"image": images(4)}, Open(100.0, "constant"), seconds=1.5, warmup=0.3)
+    found = measure.run(served, "", {"image": images(4)}, Open(100.0, "constant"), seconds=1.5, warmup=0.3)
     assert found.requests == pytest.approx(150, abs=1)
     assert found.failures == 0
     assert 0 <= found.late_p99_ms <= found.max_ms
@@ -56,8 +56,8 @@ def test_a_model_with_two_inputs_takes_load_too(triton, tmp_path):
     simple = onnx_artifact.from_file(add_sub(tmp_path / "simple.onnx"))
     with temporary_models(Serving(model="loaded", instances=1), [simple]) as names:
         with Client() as client:
-            inputs = load.zeros(client.metadata(names["simple"]))
-        found = load.run(names["simple"], "", inputs, Closed(2), seconds=0.6, warmup=0.1)
+            inputs = measure.zeros(client.metadata(names["simple"]))
+        found = measure.run(names["simple"], "", inputs, Closed(2), seconds=0.6, warmup=0.1)
     assert found.failures == 0 < found.requests
 
 

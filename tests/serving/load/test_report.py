@@ -7,10 +7,11 @@ import pytest
 from load_toys import CURVE, result
 from rich.console import Console
 
-from pipeline.report import load_report, plots
-from pipeline.serving.load import Closed, Open
-from pipeline.serving.sweep import Sweep
-from pipeline.serving.tuning import Trial, Tuning
+from pipeline.report import plots
+from pipeline.serving.load import report
+from pipeline.serving.load.measure import Closed, Open
+from pipeline.serving.load.sweep import Sweep
+from pipeline.serving.load.tuning import Trial, Tuning
 from pipeline.settings.schema import Serving
 
 
@@ -26,7 +27,7 @@ def found():
 
 
 def test_the_table_has_a_line_a_load_and_says_where_the_knee_is(found):
-    shown = text(load_report.load_table("proxy", found))
+    shown = text(report.load_table("proxy", found))
     lines = shown.splitlines()
     assert [line.split()[:2] for line in lines[4:8]] == [["1", "100"], ["4", "180"], ["16", "200"], ["64", "200"]]
     assert max(map(len, map(str.rstrip, lines))) <= 80
@@ -38,7 +39,7 @@ def test_the_table_has_a_line_a_load_and_says_where_the_knee_is(found):
 def test_what_must_not_be_believed_has_a_mark_and_a_sentence():
     shaky = result(Closed(4), 10.0, 1.0, stable=False, client_cpu=0.9)
     failing = result(Open(50.0), 10.0, 1.0, failures=3, errors={"UNAVAILABLE": 2, "INTERNAL": 1}, server=None)
-    shown = " ".join(text(load_report.load_table("proxy", Sweep((shaky, failing), None))).split())
+    shown = " ".join(text(report.load_table("proxy", Sweep((shaky, failing), None))).split())
     assert "4 * !" in shown
     assert "not stable, its last three windows differ by more than 10 %: 4 in flight" in shown
     assert "the load generator had no time to spare, the server may do more: 4 in flight" in shown
@@ -46,7 +47,7 @@ def test_what_must_not_be_believed_has_a_mark_and_a_sentence():
 
 
 def test_the_plot_is_the_curve_with_its_knee(found, tmp_path):
-    figure = load_report.load_figure("proxy", found)
+    figure = report.load_figure("proxy", found)
     (axes,) = figure.axes
     curves = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
     assert curves["p50"] == CURVE
@@ -71,14 +72,14 @@ def tuning():
 
 
 def test_the_search_is_shown_best_first_with_what_was_and_what_is_chosen(tuning):
-    lines = [line for line in text(load_report.tuning_table(tuning)).splitlines() if "│" in line]
+    lines = [line for line in text(report.tuning_table(tuning)).splitlines() if "│" in line]
     assert ["chosen" in lines[0], "as they were" in lines[1], "no memory" in lines[2]] == [True, True, True]
     assert "1 x 2 threads, batches up to 64, delay 0 us does 1.360 times (1.200 to 1.500" in tuning.sentence
-    assert load_report.tuning_text(tuning).splitlines()[4] == "| 1 | 2 | 64 | 0 | 150 | 150 | 107 | 1 |"
+    assert report.tuning_text(tuning).splitlines()[4] == "| 1 | 2 | 64 | 0 | 150 | 150 | 107 | 1 |"
 
 
 def test_the_plot_of_a_search_marks_both(tuning):
-    (axes,) = load_report.tuning_figure(tuning).axes
+    (axes,) = report.tuning_figure(tuning).axes
     labels = [one.get_text() for one in axes.get_legend().get_texts()]
     assert labels[0] == "tried"
     assert labels[1].startswith("as they were: 2 x 1 threads")

@@ -6,8 +6,8 @@ import pytest
 from load_toys import CURVE, result
 
 from pipeline.errors import FlyweightError
-from pipeline.serving import sweep
-from pipeline.serving.load import Closed, Open
+from pipeline.serving.load import sweep
+from pipeline.serving.load.measure import Closed, Open
 
 
 @pytest.fixture

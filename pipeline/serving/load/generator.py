@@ -1,6 +1,6 @@
 """The load generator's own process: requests go out as a plan says, and each answer is timed.
 
-Started by `pipeline.serving.load` as ``python -m pipeline.serving.generator PLAN``. It connects, prints a line, waits
+Started by `pipeline.serving.load.measure` as ``python -m pipeline.serving.load.generator PLAN``. It connects, prints a line, waits
 until it is told when to begin, prints a line (JSON) at the end of each window, and last a line with all it has seen. It
 ends by itself after the last window, or when its standard input is closed. Knows the standard library alone, so that it
 starts at once and leaves the processor to the server.
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline.serving.histogram import Histogram
-from pipeline.serving.http2 import STATUS, Connection, prefixed
+from pipeline.serving.load.histogram import Histogram
+from pipeline.serving.load.http2 import STATUS, Connection, prefixed
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -193,7 +193,7 @@ class Traffic:
 
 def main(plan_file: Path) -> None:
     """Run the plan in `plan_file`; each request stands in a file beside it."""
-    from pipeline.serving import closed_loop, open_loop
+    from pipeline.serving.load import closed_loop, open_loop
 
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     run = {"closed": closed_loop.run, "open": open_loop.run}[plan["loop"]]

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.serving import tuning
-from pipeline.serving.tuning import TUNED, along, copies_and_threads, interval, score, tune
+from pipeline.serving.load import tuning
+from pipeline.serving.load.tuning import TUNED, along, copies_and_threads, interval, score, tune
 from pipeline.settings.schema import Serving
 
 START = Serving()
