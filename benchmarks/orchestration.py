@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 
-from pipeline.airflow_client import AirflowClient
-from pipeline.demo import DAG
+from pipeline.services.airflow_client import AirflowClient
+from pipeline.services.demo import DAG
 from pipeline.tracking import evidence
 
 

@@ -27,8 +27,8 @@ from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from pipeline.graph import STAGES
+from pipeline.services.supervise import GRACE_SECONDS
 from pipeline.settings.form import FORCE, settings_arguments
-from pipeline.supervise import GRACE_SECONDS
 
 COMMAND = (sys.executable, "-m", "pipeline")
 CHECK, REPORT = "check", "report"
@@ -121,7 +121,7 @@ class StageOperator(BaseOperator):
         self.log.info("$ %s", shlex.join(command))
         tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.supervise", *command],
+            [sys.executable, "-m", "pipeline.services.supervise", *command],
             stdin=subprocess.PIPE,  # never written to: while it is open, the supervisor knows that we live
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

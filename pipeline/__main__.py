@@ -143,7 +143,7 @@ load_commands.add_to(main)
 @_pipeline
 def all_stages(recipe: str | None, overrides: tuple[str, ...], force: bool, pipeline: str | None) -> None:
     """Run the whole graph without Airflow; starts MLflow and Triton if need be and leaves them running."""
-    from pipeline import stack
+    from pipeline.services import services as stack
     from pipeline.tracking import stage as tracking
 
     settings = cli_options.settings(recipe, overrides)
@@ -166,8 +166,8 @@ def all_stages(recipe: str | None, overrides: tuple[str, ...], force: bool, pipe
 @_force
 def demo(recipe: str | None, overrides: tuple[str, ...], force: bool) -> None:
     """Start everything, run the DAG through Airflow and show its progress and its evidence."""
-    from pipeline import demo as demonstration
-    from pipeline import stack
+    from pipeline.services import demo as demonstration
+    from pipeline.services import services as stack
 
     cli_options.settings(recipe or "demo", overrides)
     stack.up(("mlflow", "triton", "airflow"))
@@ -178,7 +178,7 @@ def demo(recipe: str | None, overrides: tuple[str, ...], force: bool) -> None:
 @click.argument("services", nargs=-1, type=click.Choice(["mlflow", "triton", "airflow"]))
 def up(services: tuple[str, ...]) -> None:
     """Start MLflow, Triton and Airflow on loopback (or only the SERVICES named)."""
-    from pipeline import stack
+    from pipeline.services import services as stack
 
     stack.up(services or ("mlflow", "triton", "airflow"))
 
@@ -186,7 +186,7 @@ def up(services: tuple[str, ...]) -> None:
 @main.command()
 def down() -> None:
     """Stop everything that `up` started; leave no process."""
-    from pipeline import stack
+    from pipeline.services import services as stack
 
     stack.down()
 
@@ -194,7 +194,7 @@ def down() -> None:
 @main.command()
 def status() -> None:
     """Show what runs, what serves and how the newest pipeline run stands."""
-    from pipeline import stack
+    from pipeline.services import services as stack
     from pipeline.tracking import evidence
 
     services = stack.status()
@@ -236,7 +236,7 @@ def predict(images: tuple[Path, ...], model: str) -> None:
 @main.command()
 def doctor() -> None:
     """Check this machine: ports, Triton, stores, versions, disk, GPU; each problem with its fix."""
-    from pipeline import doctor as examination
+    from pipeline.services import doctor as examination
 
     problems = 0
     for found in examination.checks():

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import graph
-from pipeline.airflow_settings import POOLS
 from pipeline.graph import STAGES
+from pipeline.services.airflow_settings import POOLS
 from pipeline.settings.schema import Section, Settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "pipeline" / "stages"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from pipeline.airflow_settings import POOLS
+from pipeline.services.airflow_settings import POOLS
 
 for name, (slots, text) in POOLS.items():
     subprocess.run(["airflow", "pools", "set", name, str(slots), text], check=True)  # noqa: S607

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from process_state import has_ended
 
-from pipeline import airflow_settings, stack
-from pipeline.airflow_client import AirflowClient
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
+from pipeline.services import airflow_settings, services
+from pipeline.services.airflow_client import AirflowClient
 from pipeline.settings.schema import ROOT
 
 pytestmark = pytest.mark.integration
@@ -45,12 +45,12 @@ def airflow(tmp_path_factory):
         patch.setattr(airflow_settings, "ROOT", home)
         free.close()
         try:
-            stack.up(("airflow",), say=print)
+            services.up(("airflow",), say=print)
             client = AirflowClient()
             wait(lambda: client.get("dags/stand_in"))
             yield home, client
         finally:
-            stack.down(say=print)
+            services.down(say=print)
 
 
 def wait(answer: Callable[[], Any], seconds: float = 120) -> Any:
@@ -166,7 +166,9 @@ def test_no_process_is_left_of_a_task_that_airflow_ends(airflow, how):
         assert run.ended()[0] == "failed"
     else:
         task = next(
-            parent for parent in psutil.Process(pids[0]).parents() if "pipeline.supervise" not in parent.cmdline()
+            parent
+            for parent in psutil.Process(pids[0]).parents()
+            if "pipeline.services.supervise" not in parent.cmdline()
         )
         task.kill()
         run.until_trained_then_stop()  # it was tried again

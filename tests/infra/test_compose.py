@@ -259,7 +259,7 @@ def test_mlflow_lets_the_containers_in():
 
 
 def test_airflow_makes_the_pools_that_the_graph_names():
-    from pipeline.airflow_settings import POOLS
     from pipeline.graph import STAGES
+    from pipeline.services.airflow_settings import POOLS
 
     assert {stage.pool for stage in STAGES.values()} - {"default_pool"} <= set(POOLS)

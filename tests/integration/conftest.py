@@ -14,10 +14,10 @@ import pytest
 import stack_environment
 from dag_runs import EPOCHS, Ended, trainers
 
-from pipeline import demo, stack
-from pipeline.airflow_client import AirflowClient
-from pipeline.doctor import browser
 from pipeline.machine import places
+from pipeline.services import demo, services
+from pipeline.services.airflow_client import AirflowClient
+from pipeline.services.doctor import browser
 from pipeline.settings.schema import ROOT
 from pipeline.tracking import evidence
 
@@ -51,10 +51,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def running_stack(home: Path) -> Iterator[None]:
     """MLflow, Triton and Airflow, healthy. Afterwards nothing of them may run."""
     try:
-        stack.up(("mlflow", "triton", "airflow"), say=lambda line: None)
+        services.up(("mlflow", "triton", "airflow"), say=lambda line: None)
         yield
     finally:
-        stack.down(say=lambda line: None)
+        services.down(say=lambda line: None)
     left = [process.info for process in psutil.process_iter(["pid", "cmdline"]) if _belongs_to(process, home)]
     assert left == []
 

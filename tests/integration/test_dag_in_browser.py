@@ -11,10 +11,10 @@ import pytest
 from dag_runs import EPOCHS, Ended
 from playwright.sync_api import Page, expect
 
-from pipeline import demo
-from pipeline.airflow_client import AirflowClient
 from pipeline.graph import STAGES
 from pipeline.machine import places
+from pipeline.services import demo
+from pipeline.services.airflow_client import AirflowClient
 from pipeline.tracking import evidence
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]

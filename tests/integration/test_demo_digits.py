@@ -8,9 +8,9 @@ import sys
 import pytest
 from dag_runs import EPOCHS, Ended
 
-from pipeline import demo
 from pipeline.graph import STAGES
 from pipeline.machine import places
+from pipeline.services import demo
 from pipeline.tracking import evidence
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from pipeline import demo
 from pipeline.machine import places
+from pipeline.services import demo
 from pipeline.tracking import evidence
 
 EPOCHS = 16

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-from pipeline import demo
-from pipeline.airflow_settings import USER, airflow_password
 from pipeline.machine import places
+from pipeline.services import demo
+from pipeline.services.airflow_settings import USER, airflow_password
 
 FLAGS = [
     "--headless",

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from serving_toys import free_port
 
-from pipeline import processes, stack
 from pipeline.machine import places
+from pipeline.services import processes, services
 from pipeline.serving.triton import repository
 from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.artifact import from_file
@@ -32,15 +32,15 @@ def up(tmp_path, monkeypatch):
     monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(tmp_path / "triton_repo"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    for name in stack.SERVICES["triton"].ports:
+    for name in services.SERVICES["triton"].ports:
         monkeypatch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(free_port()))
     local_triton.install()
     simple = from_file(toys.add_sub(tmp_path / "simple.onnx"))
     repository.write_model(tmp_path / "triton_repo" / "simple", simple, Serving(model="simple"), 1)
-    stack.up(("triton",), say=lambda line: None)
+    services.up(("triton",), say=lambda line: None)
     wait_until(served)
     yield
-    stack.down(say=lambda line: None)
+    services.down(say=lambda line: None)
     for left in local_triton.SHARED_MEMORY.glob(f"{prefix()}*"):  # of a server that was not started again
         left.unlink()
 
@@ -86,7 +86,7 @@ def test_a_killed_server_is_back_with_what_it_served(up):
         argument for process in second.children() for argument in process.cmdline() if argument.startswith(prefix())
     }
     assert {path.name for path in local_triton.SHARED_MEMORY.glob(f"{prefix()}*")} == stubs  # the dead one's are gone
-    stack.down(say=lambda line: None)
+    services.down(say=lambda line: None)
     assert not second.is_running()
 
 
@@ -134,5 +134,5 @@ def test_a_server_that_cannot_start_is_given_up(up):
     wait_until(lambda: processes.running("triton") is None)
     said = processes.tail("triton", 100_000)
     assert "failure 6 of 6" in said
-    status = next(state for state in stack.status() if state.name == "triton")
+    status = next(state for state in services.status() if state.name == "triton")
     assert not status.running

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import processes, stack
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
+from pipeline.services import processes
+from pipeline.services import services as stack
 
 SERVER = """
 import http.server, sys, time

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import doctor, stack
+from pipeline.services import doctor, services
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +72,9 @@ def test_a_secret_that_others_can_read_is_a_problem(home: Path) -> None:
 
 
 def test_a_service_that_is_ill_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    ill = stack.ServiceStatus("mlflow", True, False, "http://127.0.0.1:5000 does not answer")
-    rest = [stack.ServiceStatus(name, False, False, "") for name in ("triton", "airflow")]
-    monkeypatch.setattr(stack, "status", lambda: [ill, *rest])
+    ill = services.ServiceStatus("mlflow", True, False, "http://127.0.0.1:5000 does not answer")
+    rest = [services.ServiceStatus(name, False, False, "") for name in ("triton", "airflow")]
+    monkeypatch.setattr(services, "status", lambda: [ill, *rest])
     assert _found("MLflow") == doctor.Check("MLflow", False, ill.detail, "flyweight down && flyweight up")
     assert _found("Airflow") == doctor.Check("Airflow", None, "not running", "flyweight up airflow")
 
@@ -88,7 +88,7 @@ def test_too_little_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_doctor_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pipeline import doctor; doctor.checks(); "
+        "import sys; from pipeline.services import doctor; doctor.checks(); "
         "print({'torch', 'mlflow', 'airflow', 'onnxruntime', 'great_expectations'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

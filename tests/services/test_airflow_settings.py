@@ -4,8 +4,8 @@ import json
 import stat
 from pathlib import Path
 
-from pipeline.airflow_settings import POOLS, USER, airflow_environment, airflow_password, password_file
 from pipeline.graph import STAGES
+from pipeline.services.airflow_settings import POOLS, USER, airflow_environment, airflow_password, password_file
 
 
 def test_nothing_listens_beyond_loopback():

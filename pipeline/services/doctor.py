@@ -17,11 +17,11 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline import stack
-from pipeline.airflow_settings import password_file
 from pipeline.errors import FlyweightError
 from pipeline.export import tensorrt
 from pipeline.machine import cpu, places
+from pipeline.services import services
+from pipeline.services.airflow_settings import password_file
 from pipeline.settings.schema import ROOT
 from pipeline.tracking import handover
 
@@ -166,9 +166,9 @@ def _triton() -> Iterator[Check]:
 
 
 def _ports() -> Iterator[Check]:
-    for service in stack.SERVICES.values():
+    for service in services.SERVICES.values():
         try:
-            stack.check_ports(service)
+            services.check_ports(service)
             numbers = ", ".join(str(places.port(name)) for name in service.ports)
             yield Check(f"{service.title} port", True, f"{numbers} free or ours")
         except FlyweightError as error:
@@ -177,8 +177,8 @@ def _ports() -> Iterator[Check]:
 
 
 def _services() -> Iterator[Check]:
-    for name, state in zip(stack.SERVICES, stack.status(), strict=True):
-        title = stack.SERVICES[name].title
+    for name, state in zip(services.SERVICES, services.status(), strict=True):
+        title = services.SERVICES[name].title
         if state.running:
             yield Check(title, state.healthy, state.detail, "flyweight down && flyweight up")
         else:

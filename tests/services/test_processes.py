@@ -17,7 +17,7 @@ import psutil
 import pytest
 from process_state import has_ended
 
-from pipeline import processes
+from pipeline.services import processes
 
 pytestmark = pytest.mark.integration  # real processes that are started, waited for and killed
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.airflow_client import AirflowClient
-from pipeline.airflow_settings import USER, password_file
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.progress.board import Board, LiveTable, PlainLog, ProgressFile, duration
+from pipeline.services.airflow_client import AirflowClient
+from pipeline.services.airflow_settings import USER, password_file
 from pipeline.settings.form import FORCE, RECIPE
 from pipeline.tracking import evidence, handover
 

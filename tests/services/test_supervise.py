@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from process_state import has_ended
 
-from pipeline import supervise
+from pipeline.services import supervise
 
 pytestmark = pytest.mark.integration  # real processes that are started, waited for and killed
 
@@ -24,7 +24,7 @@ os.rename(sys.argv[1] + ".part", sys.argv[1])
 
 
 def start(*command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "pipeline.supervise", *command], stdin=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "pipeline.services.supervise", *command], stdin=subprocess.PIPE)
 
 
 def family(tmp_path: Path, then: str) -> tuple[subprocess.Popen[bytes], list[int]]:

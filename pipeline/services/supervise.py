@@ -1,4 +1,4 @@
-"""Run a command so that nothing of it outlives whoever asked for it: ``python -m pipeline.supervise COMMAND ...``.
+"""Run a command so that nothing of it outlives whoever asked for it: ``python -m pipeline.services.supervise COMMAND ...``.
 
 The command gets a session of its own. It is ended (SIGTERM, then SIGKILL after `GRACE_SECONDS`), with everything that it
 started, when this process gets SIGTERM or SIGINT and when its standard input is closed: the caller holds the other end, so

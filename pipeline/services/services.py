@@ -1,6 +1,6 @@
 """MLflow, Triton and Airflow as processes of this machine, on loopback: `flyweight up`, `down` and `status`.
 
-Each service is one or more supervised processes (`pipeline.processes`) and one question that tells whether it is healthy.
+Each service is one or more supervised processes (`pipeline.services.processes`) and one question that tells whether it is healthy.
 What is up already stays as it is; what is missing is started side by side, since starting is mostly importing.
 """
 
@@ -23,11 +23,11 @@ from pathlib import Path
 
 import click
 
-from pipeline import processes
-from pipeline.airflow_client import AirflowClient
-from pipeline.airflow_settings import POOLS, USER, airflow_environment, airflow_password, password_file
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
+from pipeline.services import processes
+from pipeline.services.airflow_client import AirflowClient
+from pipeline.services.airflow_settings import POOLS, USER, airflow_environment, airflow_password, password_file
 
 Say = Callable[[str], None]
 _DEADLINE_SECONDS = 180.0

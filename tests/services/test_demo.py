@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import demo
 from pipeline.errors import FlyweightError
 from pipeline.progress import board as live
+from pipeline.services import demo
 
 TASKS = [
     {"task_id": "report", "downstream_task_ids": []},

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.airflow_client import AirflowClient
-from pipeline.airflow_settings import airflow_password
 from pipeline.errors import FlyweightError
-from pipeline.stack import POOLS, _airflow_trouble
+from pipeline.services.airflow_client import AirflowClient
+from pipeline.services.airflow_settings import airflow_password
+from pipeline.services.services import POOLS, _airflow_trouble
 
 HEALTH = "/api/v2/monitor/health"  # which anybody may ask
 BUSY = 500, {"detail": "database is locked"}

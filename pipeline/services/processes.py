@@ -1,6 +1,6 @@
 """Processes that outlive the command that started them, and can be found and ended again.
 
-Each is wrapped in `pipeline.supervise`, so that ending the wrapper ends everything below it, daemons included. What runs is
+Each is wrapped in `pipeline.services.supervise`, so that ending the wrapper ends everything below it, daemons included. What runs is
 written to ``<home>/run/<name>.json``; a pid counts as ours only while its start time is the one written down.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from pipeline import supervise
 from pipeline.machine import places
+from pipeline.services import supervise
 
 MARK = "FLYWEIGHT_STACK"
 """Environment variable of everything below a supervised process; its value is the directory of the state files."""
@@ -51,7 +51,7 @@ def start(name: str, command: list[str], environment: Mapping[str, str], *, rest
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.supervise", *(["--restart"] if restart else []), *command],
+            [sys.executable, "-m", "pipeline.services.supervise", *(["--restart"] if restart else []), *command],
             stdin=read,
             stdout=descriptor,
             stderr=subprocess.STDOUT,

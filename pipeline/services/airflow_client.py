@@ -13,9 +13,9 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.airflow_settings import USER, airflow_password
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
+from pipeline.services.airflow_settings import USER, airflow_password
 
 _TIMEOUT_SECONDS = 30.0
 
