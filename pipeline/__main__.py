@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import __version__, cli_options, load_commands, serving_commands
+from pipeline import __version__
+from pipeline.cli import load, options, serving
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import STAGES, Stage
 from pipeline.settings import schema
@@ -26,7 +27,7 @@ from pipeline.settings import schema
 if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec
 
-_recipe, _set, _force, _pipeline = cli_options.recipe, cli_options.overrides, cli_options.force, cli_options.pipeline
+_recipe, _set, _force, _pipeline = options.recipe, options.overrides, options.force, options.pipeline
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -52,7 +53,7 @@ def main() -> None:
 @_set
 def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Check that the settings hold together and that every component can be made with its arguments."""
-    settings = cli_options.settings(recipe, overrides)
+    settings = options.settings(recipe, overrides)
     for key, kind, component in settings.components():
         try:
             given = {"in_channels": 1, "classes": 10} if kind == "models" else {}
@@ -116,7 +117,7 @@ def _stage_command(stage: Stage) -> click.Command:
 
         ended = run_stage(
             stage.name,
-            cli_options.settings(recipe, overrides),
+            options.settings(recipe, overrides),
             _inputs(inputs),
             pipeline=_name(pipeline, stage.name),
             force=force,
@@ -132,8 +133,8 @@ def _stage_command(stage: Stage) -> click.Command:
 
 for _one in STAGES.values():
     main.add_command(_stage_command(_one))
-serving_commands.add_to(main)
-load_commands.add_to(main)
+serving.add_to(main)
+load.add_to(main)
 
 
 @main.command("all")
@@ -146,7 +147,7 @@ def all_stages(recipe: str | None, overrides: tuple[str, ...], force: bool, pipe
     from pipeline.services import services as stack
     from pipeline.tracking import stage as tracking
 
-    settings = cli_options.settings(recipe, overrides)
+    settings = options.settings(recipe, overrides)
     pipeline = _name(pipeline, "all")
     stack.up(("mlflow", "triton"))
     runs: dict[str, str] = {}
@@ -169,7 +170,7 @@ def demo(recipe: str | None, overrides: tuple[str, ...], force: bool) -> None:
     from pipeline.services import demo as demonstration
     from pipeline.services import services as stack
 
-    cli_options.settings(recipe or "demo", overrides)
+    options.settings(recipe or "demo", overrides)
     stack.up(("mlflow", "triton", "airflow"))
     sys.exit(demonstration.run(recipe or "demo", schema.parse_overrides(overrides), force=force))
 
@@ -224,7 +225,7 @@ def report(pipeline: str, out: Path | None, ending: str | None) -> None:
 
 @main.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@cli_options.model
+@options.model
 def predict(images: tuple[Path, ...], model: str) -> None:
     """Ask the served model for the class of each image file, over gRPC."""
     from pipeline.serving.triton.client import classify

@@ -82,7 +82,7 @@ def test_an_unknown_model_gets_its_near_miss(served):
 
 
 def test_images_that_the_model_does_not_take_are_refused(served, tiny_data, monkeypatch):
-    monkeypatch.setattr("pipeline.load_commands._images", lambda count, settings: np.zeros((count, 1, 8, 8), np.uint8))
+    monkeypatch.setattr("pipeline.cli.load._images", lambda count, settings: np.zeros((count, 1, 8, 8), np.uint8))
     done = CliRunner().invoke(main, ["load", served, "--images", "3"])
     assert isinstance(done.exception, FlyweightError)
     assert "takes [-1, 1, 2, 2] (-1 is any length), and the data set's images are [1, 8, 8]" in str(done.exception)

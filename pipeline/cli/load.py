@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline import cli_options
+from pipeline.cli import options
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.settings import schema
@@ -42,8 +42,8 @@ def add_to(main: click.Group) -> None:
 @click.option("--json", "json_file", type=_out, metavar="FILE", help="Write everything that was measured.")
 @click.option("--plot", "plot_file", type=_out, metavar="FILE", help="Draw latency against throughput (.png, .svg).")
 @click.option("--url", metavar="HOST:PORT", help="Triton's gRPC endpoint, if not this machine's.")
-@cli_options.recipe
-@cli_options.overrides
+@options.recipe
+@options.overrides
 def load(
     model: str,
     concurrency: str | None,
@@ -67,7 +67,7 @@ def load(
 
     with _triton():
         address = url or places.triton_grpc()
-        pixels = _images(images, cli_options.settings(recipe, overrides)) if images else None
+        pixels = _images(images, options.settings(recipe, overrides)) if images else None
         inputs = sweep.inputs_of(sweep.served(model, address), pixels)
         with bar.shown("load", click.echo):
             found = sweep.sweep(loads, sweep.measured(model, inputs, seconds, address))
@@ -86,8 +86,8 @@ def load(
     "--onnx", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Tune for this file, not for a model."
 )
 @click.option("--seconds", type=_seconds, default=1.0, show_default=True, help="Of each measurement; there are many.")
-@cli_options.recipe
-@cli_options.overrides
+@options.recipe
+@options.overrides
 def tune_serving(
     model: str | None, onnx: Path | None, seconds: float, recipe: str | None, overrides: tuple[str, ...]
 ) -> None:
@@ -105,7 +105,7 @@ def tune_serving(
     from pipeline.serving.triton import artifact as onnx_artifact
     from pipeline.tracking import handover, stage
 
-    settings = cli_options.settings(recipe, overrides)
+    settings = options.settings(recipe, overrides)
     handover.experiment_id()  # before minutes of measuring: is MLflow there?
     with _triton():
         artifact = onnx_artifact.from_file(onnx) if onnx else tuning_run.promoted(model or settings.serving.model)

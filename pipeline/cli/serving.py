@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from pipeline import cli_options
+from pipeline.cli import options as cli_options
 from pipeline.errors import FlyweightError
 
 
