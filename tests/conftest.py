@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the co
 
 _TOGETHER = {
     "tests/integration/": "stack",
-    "tests/quantizers/": "float files",
+    "tests/compression/quantization/": "float files",
     "tests/stages/test_build_tensorrt.py": "candidates",
     "tests/stages/test_export_onnx.py": "candidates",
     "tests/stages/test_quantize.py": "candidates",

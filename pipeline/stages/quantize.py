@@ -5,7 +5,7 @@ to serve, int8 or its float original, and on which CPUs int8 answers as it shoul
 `pipeline.compression.quantization.saturation`.
 
 With ``quantize.fit.epochs`` the student is also trained on while it rounds as its integer graph does (see
-`pipeline.compression.quantization.fake_quant`) and quantized again from there. Training is not assumed to help: it is kept only where it is better
+`fake_quant`) and quantized again from there. Training is not assumed to help: it is kept only where it is better
 on the validation split by more than chance, and ``quantization.json`` says so. What was trained stays in ``qat/`` either way.
 """
 

@@ -4,7 +4,7 @@ On the way forward, weights and activations are rounded to the values that 8 bit
 is passed over (Jacob et al., https://arxiv.org/abs/1712.05877). The step of each activation's grid is learned beside the
 weights (Esser et al., "Learned Step Size Quantization", https://arxiv.org/abs/1902.08153); its zero point stays.
 
-Where to round, and to which grid at first, `pipeline.compression.quantization.quant_plan` reads from the graph that a quantizer wrote of the same
+Where to round, and to which grid at first, `quant_plan` reads from the graph that a quantizer wrote of the same
 network. So training begins with the very model that quantization without training ends with.
 """
 

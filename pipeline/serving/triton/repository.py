@@ -24,7 +24,7 @@ from pipeline.records.candidates import load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
 from pipeline.settings.schema import Serving
 
-BACKEND = Path(__file__).with_name("model.py")
+BACKEND = Path(__file__).parent / "backend" / "model.py"
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MANIFEST_FILE = "manifest.json"
