@@ -37,6 +37,7 @@ from pipeline.progress import events
 from pipeline.settings.schema import Component, Fit
 from pipeline.training import snapshot, teacher_answers
 from pipeline.training.distributed import ranks
+from pipeline.training.onednn import safe_convolutions
 
 HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
@@ -267,14 +268,15 @@ class _Training:
         view = augment.erase(_to_input(images, self.job.spec, self.device), self.fit.random_erasing, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.fit, step, self.fit.epochs * self.steps)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.shared(view)
-        if self.loss is not None:
-            taught = self._teach(view) if self.taught is None else self.taught[rows]
-            loss = self.loss(logits.float(), taught, labels)
-        else:
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.fit.label_smoothing)
-        loss.backward()
+        with safe_convolutions(self.network, self.device):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = self.shared(view)
+            if self.loss is not None:
+                taught = self._teach(view) if self.taught is None else self.taught[rows]
+                loss = self.loss(logits.float(), taught, labels)
+            else:
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.fit.label_smoothing)
+            loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
