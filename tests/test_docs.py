@@ -164,7 +164,7 @@ def test_every_method_of_compression_has_its_row():
 # Bring your own: each example is run as a user's own module, by its path.
 
 EXAMPLES = {
-    re.match(r"# pipeline/(\w+)/", block)[1]: block
+    re.match(r"# pipeline/.*?(\w+)/\w+\.py", block)[1].replace("architectures", "models"): block
     for block in re.findall(r"^```python\n(.*?)^```", text_of("docs", "bring-your-own.md"), re.M | re.S)
 }
 

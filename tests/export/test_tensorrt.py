@@ -121,7 +121,7 @@ from pipeline.export import tensorrt
 from pipeline.errors import ModelError
 
 def attempt():
-    return trt.build("tensorrt_rtx", Path(sys.argv[1]), {"x": (3, 8, 8)}, (1, 4, 8), None)
+    return tensorrt.build("tensorrt_rtx", Path(sys.argv[1]), {"x": (3, 8, 8)}, (1, 4, 8), None)
 
 class Kept:
     pass
@@ -133,7 +133,7 @@ except ModelError as error:
     kept = Kept()
     kept.error, kept.itself = error, kept
     del kept  # garbage that only the collector finds, with the first builder in it
-made = trt._logger
+made = tensorrt._logger
 
 def collecting(library):  # a logger during whose work the collector runs, if it is on
     class Collecting(type(made(library))):
@@ -143,7 +143,7 @@ def collecting(library):  # a logger during whose work the collector runs, if it
             super().log(severity, message)
     return Collecting()
 
-trt._logger = collecting
+tensorrt._logger = collecting
 try:
     attempt()
 except ModelError as error:

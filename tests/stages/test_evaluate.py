@@ -81,7 +81,7 @@ def inputs(tmp_path_factory):
         splits[split] = (noisy.clip(0, 255).astype(np.uint8), labels)
     prepared.write(root / "data", name="made-up", labels=LABELS, splits=splits)
     centred = (prototypes / 255 - prototypes.mean() / 255).reshape(len(LABELS), -1).T
-    spec = image_classifier("test_evaluate:Linear", {}, SHAPE, LABELS, Preprocessing(mean=(0.0,), std=(1.0,)))
+    spec = image_classifier(f"{__name__}:Linear", {}, SHAPE, LABELS, Preprocessing(mean=(0.0,), std=(1.0,)))
     candidates = []
     for name, noise in NOISE.items():
         weights = centred + rng.normal(0, 5 * noise, centred.shape)
