@@ -74,7 +74,7 @@ browser: ## Install chromium where it is missing and can be installed; the brows
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 	root=; [[ $$EUID == 0 ]] || root="sudo -n"; \
 	$$root apt-get update -qq && $$root apt-get install -y -qq --no-install-recommends chromium >/dev/null \
-	|| echo "chromium cannot be installed here (no root, or no apt-get): the browser test will be skipped"
+	|| echo "chromium cannot be installed from here, and the browser test will be skipped. To run it: sudo apt-get install chromium"
 
 lock: setup ## Write requirements.lock from pyproject.toml. ARGS=--upgrade takes newer versions of everything.
 	sh infra/lock.sh $(ARGS)
