@@ -53,7 +53,7 @@ inside() {
     ports=($(chroot "$root" python3 -c "$FREE_PORTS"))
     enter() {
         chroot --userspec="$user:$user" "$root" env -i "HOME=$home" "USER=$user" "LOGNAME=$user" LANG=C.UTF-8 \
-            PATH=/usr/local/bin:/usr/bin:/bin "TERM=${TERM:-dumb}" "${passed[@]}" "${ports[@]}" bash -c "$1"
+            PATH=/usr/local/bin:/usr/bin:/bin "TERM=${TERM:-dumb}" UV_LINK_MODE=copy "${passed[@]}" "${ports[@]}" bash -c "$1"
     }
     enter "cd && git clone --quiet /srv/flyweight"
     say "$suite, $(enter 'python3 --version'), as $user: $(git -C "$repository" log -1 --format='%h %s')"

@@ -33,7 +33,7 @@ install_cpu() {
 install_plain() {
     if ! installed ""; then
         echo "PyTorch $version brings CUDA's libraries: 2.7 GB to download, 4.5 GB on disk."
-        has_gpu || echo "No nvidia-smi is here, so the CPU build would do (0.2 GB and 0.7 GB), but TORCH is plain or there is none to be had."
+        has_gpu || echo "No nvidia-smi is here: the CPU build would do (0.2 GB, 0.7 GB), but there is none to be had or TORCH is plain."
     fi
     install --no-deps "torch===$version"
 }
