@@ -12,7 +12,7 @@ import click
 
 from pipeline.cli import options
 from pipeline.errors import FlyweightError
-from pipeline.machine import places
+from pipeline.machine import places, workspace
 from pipeline.settings import schema
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _write_settings(found: Tuning, recipe: str | None) -> None:
     from pipeline.serving.load import tuning_run
     from pipeline.settings import edit
 
-    path = schema.ROOT / "recipes" / f"{recipe}.yaml" if recipe else schema.ROOT / "params.yaml"
+    path = workspace.root() / "recipes" / f"{recipe}.yaml" if recipe else workspace.root() / "params.yaml"
     there = tuning_run.values(schema.load(recipe).serving)
     changed = {name: value for name, value in tuning_run.values(found.chosen).items() if there[name] != value}
     edit.update(path, "serving", changed)

@@ -19,10 +19,9 @@ from packaging.version import Version
 
 from pipeline.errors import FlyweightError
 from pipeline.export import tensorrt
-from pipeline.machine import cpu, places
+from pipeline.machine import cpu, places, workspace
 from pipeline.services import services
 from pipeline.services.airflow_settings import password_file
-from pipeline.settings.schema import ROOT
 from pipeline.tracking import handover
 
 _GB = 1e9
@@ -72,7 +71,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    wrong = wrong_packages((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    wrong = wrong_packages((workspace.SOURCE / "requirements.lock").read_text(encoding="utf-8"))
     found = (
         f"{len(wrong)} differ from requirements.lock: {', '.join(wrong[:5])}" if wrong else "as requirements.lock says"
     )

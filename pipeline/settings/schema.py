@@ -8,7 +8,6 @@ Nothing heavy is imported: a DAG file may import this module.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,10 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline import components
 from pipeline.errors import SettingsError, near_miss
+from pipeline.machine import workspace
 from pipeline.settings import yaml12
-
-ROOT = Path(os.environ.get("FLYWEIGHT_ROOT", Path(__file__).resolve().parents[2]))
-"""The directory that holds params.yaml, recipes/, dvc.yaml and data/."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -476,7 +473,7 @@ class Settings(Section):
 
 def recipes() -> list[str]:
     """Return the names of the shipped recipes."""
-    return sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    return sorted(path.stem for path in (workspace.root() / "recipes").glob("*.yaml"))
 
 
 def load(recipe: str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -484,13 +481,15 @@ def load(recipe: str | None = None, overrides: Mapping[str, Any] | None = None) 
 
     Raises `SettingsError` that names every problem at once.
     """
-    tree = _overlay(_defaults(), _read_yaml(ROOT / "params.yaml"))
+    tree = _overlay(_defaults(), _read_yaml(workspace.root() / "params.yaml"))
     if recipe:
         if recipe not in recipes():
             raise SettingsError(
                 f"there is no recipe {recipe!r}; recipes/ has: {', '.join(recipes())}{near_miss(recipe, recipes())}"
             )
-        tree = _overlay(tree, _pinned(_read_yaml(ROOT / "recipes" / f"{recipe}.yaml"), f"recipes/{recipe}.yaml"))
+        tree = _overlay(
+            tree, _pinned(_read_yaml(workspace.root() / "recipes" / f"{recipe}.yaml"), f"recipes/{recipe}.yaml")
+        )
     above: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         branch: Any = value

@@ -21,8 +21,8 @@ from typing import Any
 
 from pipeline.errors import FlyweightError
 from pipeline.graph import Stage
-from pipeline.machine import places
-from pipeline.settings.schema import ROOT, Settings
+from pipeline.machine import places, workspace
+from pipeline.settings.schema import Settings
 
 EXPERIMENT = "flyweight"
 TAG = "flyweight."
@@ -65,7 +65,7 @@ def git_commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)  # noqa: S607
+    done = subprocess.run(["git", "-C", str(workspace.root()), *arguments], capture_output=True, text=True, check=True)  # noqa: S607
     return done.stdout.strip()
 
 
@@ -119,7 +119,7 @@ def _find_input(name: str, value: str) -> Input:
     if status != "FINISHED":
         raise FlyweightError(f"input {name}={value}: that run is {status}; only a FINISHED run hands anything over")
     if path := tags.get(f"{TAG}data"):  # data stays where DVC put it; what counts is the bytes that are there now
-        where = ROOT / path
+        where = workspace.root() / path
         if not where.is_dir():
             raise FlyweightError(f"input {name}: {where} is gone; run `flyweight prepare_data`")
         return Input(name, tree_hash(where), value, where)

@@ -15,9 +15,9 @@ from process_state import has_ended
 
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
+from pipeline.machine.workspace import SOURCE
 from pipeline.services import airflow_settings, services
 from pipeline.services.airflow_client import AirflowClient
-from pipeline.settings.schema import ROOT
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ STAND_IN = Path(__file__).parents[1] / "toys" / "stand_in.py"
 DAG_FILE = f"""
 # Airflow only looks into files that have these two words: airflow, DAG.
 import sys
-sys.path.insert(0, {str(ROOT / "dags")!r})
+sys.path.insert(0, {str(SOURCE / "dags")!r})
 import approve_operator, make_proxy
 approve_operator.evidence_text = lambda pipeline: "the table of " + pipeline  # MLflow is not there
 stand_in = make_proxy.make_proxy("stand_in", command=(sys.executable, "-S", {str(STAND_IN)!r}))
@@ -42,7 +42,7 @@ def airflow(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         patch.setenv("FLYWEIGHT_HOME", str(home))
         patch.setenv("FLYWEIGHT_AIRFLOW_PORT", str(free.getsockname()[1]))
-        patch.setattr(airflow_settings, "ROOT", home)
+        patch.setattr(airflow_settings, "DAGS", home / "dags")
         free.close()
         try:
             services.up(("airflow",), say=print)

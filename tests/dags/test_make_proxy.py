@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import ParamValidationError
 from light import HEAVY
 
 from pipeline.graph import STAGES
-from pipeline.settings.schema import ROOT
+from pipeline.machine.workspace import SOURCE
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ before = time.process_time()
 import make_proxy
 print(time.process_time() - before, *(name for name in {HEAVY!r} if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "dags", capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=SOURCE / "dags", capture_output=True, text=True, check=True)
     seconds, *heavy = done.stdout.split()
     assert heavy == []
     assert float(seconds) < 1.0  # processor time, which other processes do not change; a tenth of it is usual

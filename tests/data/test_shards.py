@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.data import shards
 from pipeline.errors import DataError
-from pipeline.settings import schema
+from pipeline.machine import workspace
 
 LABELS = ("cat", "dog", "owl")
 
@@ -168,13 +168,13 @@ def test_unknown_split_gets_the_near_miss(tmp_path: Path) -> None:
 
 def test_dvc_lock_is_of_this_code_and_these_settings() -> None:
     """What dvc.lock was made from is what stands here; else run `python -m dvc repro` and commit dvc.lock."""
-    lock = yaml.safe_load((schema.ROOT / "dvc.lock").read_text())["stages"]
-    settings = yaml.safe_load((schema.ROOT / "params.yaml").read_text())["datasets"]
+    lock = yaml.safe_load((workspace.SOURCE / "dvc.lock").read_text())["stages"]
+    settings = yaml.safe_load((workspace.SOURCE / "params.yaml").read_text())["datasets"]
     assert {f"prepare@{name}" for name in settings} <= set(lock)
     for stage in lock.values():
         for dependency in stage["deps"]:
             if dependency["path"].startswith("pipeline/"):
-                found = hashlib.md5((schema.ROOT / dependency["path"]).read_bytes()).hexdigest()
+                found = hashlib.md5((workspace.SOURCE / dependency["path"]).read_bytes()).hexdigest()
                 assert found == dependency["md5"], (
                     f"{dependency['path']} changed: run `python -m dvc repro`, commit dvc.lock"
                 )

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError
 from pipeline.export import tensorrt
-from pipeline.settings.schema import ROOT
+from pipeline.machine.workspace import SOURCE
 
 needs_rtx = pytest.mark.skipif(
     tensorrt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed"
@@ -156,7 +156,7 @@ def test_a_failed_build_that_is_collected_during_the_next_one_does_not_stop_it(t
     with pytest.raises(ModelError):
         build(tmp_path, [node("Det", ["x"], ["y"], "determinant")])
     command = [sys.executable, "-c", AFTER_A_FAILURE, str(tmp_path / "cand" / "model.onnx")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "True tensorrt_rtx refuses\n"
 
 

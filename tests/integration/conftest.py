@@ -15,10 +15,10 @@ import stack_environment
 from dag_runs import EPOCHS, Ended, trainers
 
 from pipeline.machine import places
+from pipeline.machine.workspace import SOURCE
 from pipeline.services import demo, services
 from pipeline.services.airflow_client import AirflowClient
 from pipeline.services.doctor import browser
-from pipeline.settings.schema import ROOT
 from pipeline.tracking import evidence
 
 
@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FLYWEIGHT_HOME", str(directory / "home"))
         patch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(directory / "triton_repo"))
         patch.setenv(
-            "FLYWEIGHT_TRITON_HOME", os.environ.get("FLYWEIGHT_TRITON_HOME", str(ROOT / ".flyweight" / "triton"))
+            "FLYWEIGHT_TRITON_HOME", os.environ.get("FLYWEIGHT_TRITON_HOME", str(SOURCE / ".flyweight" / "triton"))
         )
         patch.setenv("FLYWEIGHT_CODE_VERSION", "tests")  # so that stages are reused although the tree may be dirty
         for name, port in ports.items():

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.data import shards
 from pipeline.errors import DataError
-from pipeline.machine import places
+from pipeline.machine import workspace
 from pipeline.settings import schema
 from pipeline.stages import prepare_data as stage
 
@@ -65,9 +65,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FLYWEIGHT_DATA", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(schema.ROOT))
-    monkeypatch.setattr(stage, "ROOT", built)
-    monkeypatch.setattr(places, "ROOT", built)
+    monkeypatch.setenv("PYTHONPATH", str(workspace.SOURCE))
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(built))
     return built
 
 
@@ -190,9 +189,8 @@ def test_directory_that_dvc_does_not_list_is_taken_as_it_is(root: Path, tmp_path
 
 @pytest.mark.integration
 def test_fresh_clone_rebuilds_what_dvc_lock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subprocess.run(["git", "clone", "-q", str(schema.ROOT), str(tmp_path / "clone")], check=True)
-    for module in (stage, places):
-        monkeypatch.setattr(module, "ROOT", tmp_path / "clone")
+    subprocess.run(["git", "clone", "-q", str(workspace.SOURCE), str(tmp_path / "clone")], check=True)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path / "clone"))
     monkeypatch.delenv("FLYWEIGHT_DATA", raising=False)
     run(tmp_path / "out", "digits")
     status = subprocess.run(

@@ -16,6 +16,7 @@ from pipeline.data import shards as data
 from pipeline.data.datasets.digits import Digits
 from pipeline.data.divide import divide
 from pipeline.errors import DataError
+from pipeline.machine import workspace
 from pipeline.settings import schema
 
 pytestmark = pytest.mark.integration  # the whole stage, with Great Expectations
@@ -192,7 +193,7 @@ def test_drift_is_what_chance_cannot_explain(digits: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["fashion_mnist", "digits"])
 def test_the_real_data_passes(name: str, tmp_path: Path) -> None:
-    directory = schema.ROOT / "data" / name
+    directory = workspace.SOURCE / "data" / name
     if not directory.is_dir():
         pytest.skip(f"{directory} is not there: run `python -m dvc repro prepare@{name}`")
     limits = schema.Expectations() if name == "fashion_mnist" else LIMITS

@@ -75,7 +75,7 @@ def test_without_mlflow_the_error_says_what_to_start(monkeypatch):
 
 def test_a_dirty_tree_has_no_version(tmp_path, monkeypatch):
     monkeypatch.delenv("FLYWEIGHT_CODE_VERSION", raising=False)
-    monkeypatch.setattr(handover, "ROOT", tmp_path)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
     assert handover.code_version()[0] is None  # not a git repository at all
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@x", "-C", str(tmp_path)]
     (tmp_path / "pipeline").mkdir()

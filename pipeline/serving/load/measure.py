@@ -28,13 +28,12 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import triton_to_np_dtype
 
 from pipeline.errors import FlyweightError
-from pipeline.machine import places
+from pipeline.machine import places, workspace
 from pipeline.serving.load import closed_loop, counters, open_loop
 from pipeline.serving.load.counters import ServerSide
 from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.triton import tls
 from pipeline.serving.triton.client import Client
-from pipeline.settings.schema import ROOT
 
 WINDOWS = 3
 """Windows of a measurement, and of the stability check."""
@@ -403,7 +402,7 @@ class _Generator:
 
     def __init__(self, plan_file: Path, address: str, program: str | None) -> None:
         self._address, self._errors = address, plan_file.with_suffix(".errors")
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(workspace.SOURCE), os.environ.get("PYTHONPATH", "")])
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 [

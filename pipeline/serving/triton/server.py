@@ -23,9 +23,8 @@ from pathlib import Path
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.serving.triton import tls
-from pipeline.settings.schema import ROOT
 
-REQUIREMENTS = ROOT / "infra" / "triton-requirements.txt"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 MIN_GLIBC = (2, 35)
 MACHINES = ("x86_64", "aarch64")
 TEMPORARY = ("__cand", "__eval_")

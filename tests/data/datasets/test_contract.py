@@ -11,6 +11,7 @@ import pytest
 import pipeline.data.__main__ as command
 from pipeline import components
 from pipeline.data import shards
+from pipeline.machine import workspace
 from pipeline.settings import schema
 
 NAMES = components.names("datasets")
@@ -22,13 +23,13 @@ def test_has_labels_and_shape_and_is_known_to_dvc_and_settings(name: str) -> Non
     assert len(dataset.labels) == len(set(dataset.labels)) > 1
     assert len(dataset.image_shape) == 3
     assert name in schema.load().datasets
-    assert f"prepare@{name}:" in (schema.ROOT / "dvc.lock").read_text()
+    assert f"prepare@{name}:" in (workspace.SOURCE / "dvc.lock").read_text()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_read_gives_train_and_test(name: str, tmp_path: Path) -> None:
     dataset = components.build("datasets", name, {})
-    raw = schema.ROOT / "data" / "raw" / name
+    raw = workspace.SOURCE / "data" / "raw" / name
     if name == "digits":
         dataset.fetch(tmp_path)
         raw = tmp_path
@@ -43,9 +44,9 @@ def test_read_gives_train_and_test(name: str, tmp_path: Path) -> None:
 
 def test_digits_from_the_package_to_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("params.yaml", "recipes"):
-        source = schema.ROOT / name
+        source = workspace.SOURCE / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    monkeypatch.setattr(schema, "ROOT", tmp_path)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
     (tmp_path / "data" / "digits").mkdir(parents=True)
     (tmp_path / "data" / "digits" / "stale").touch()
     assert command.main(["fetch", "digits"]) == 0

@@ -102,7 +102,7 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
         "# mine\nserving: {queue_delay_us: 200000, instances: 1, max_batch_size: 8}  # slow\n"
     )
     (tmp_path / "recipes").mkdir()
-    monkeypatch.setattr("pipeline.settings.schema.ROOT", tmp_path)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
     monkeypatch.setattr("pipeline.tracking.handover.experiment_id", lambda: "0")
     logged = {}
 

@@ -13,12 +13,13 @@ import pytest
 from serving_toys import free_port
 
 from pipeline.machine import places
+from pipeline.machine.workspace import SOURCE
 from pipeline.services import processes, services
 from pipeline.serving.triton import repository
 from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.client import Client, TritonError
-from pipeline.settings.schema import ROOT, Serving
+from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
 ONES = {name: np.ones((1, 16), np.int32) for name in ("INPUT0", "INPUT1")}
@@ -31,7 +32,7 @@ def up(tmp_path, monkeypatch):
         monkeypatch.setenv("FLYWEIGHT_TRITON_HOME", str(places.triton()))
     monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(tmp_path / "triton_repo"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
     for name in services.SERVICES["triton"].ports:
         monkeypatch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(free_port()))
     local_triton.install()

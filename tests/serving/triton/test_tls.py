@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from pipeline.errors import FlyweightError
+from pipeline.machine.workspace import SOURCE
 from pipeline.serving.triton import server, tls
-from pipeline.settings.schema import ROOT
 
 
 def certificates(directory, *names):
-    script = ROOT / "infra" / "make_certificates.py"
+    script = SOURCE / "infra" / "make_certificates.py"
     return subprocess.run([sys.executable, script, directory, *names], capture_output=True, text=True, check=False)
 
 
