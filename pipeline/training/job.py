@@ -29,6 +29,7 @@ from pipeline.compression.quantization import fake_quant
 from pipeline.compression.quantization.fake_quant import FakeQuant
 from pipeline.data.shards import Split, open_split
 from pipeline.data.views import augment
+from pipeline.data.views.row_generator import RowGenerator
 from pipeline.errors import SettingsError
 from pipeline.files import sha256
 from pipeline.models import checkpoint
@@ -208,13 +209,13 @@ class _Training:
 
     def run_epoch(self) -> None:
         """One pass over the training images, a look at the validation images, and a snapshot."""
-        generator = self._seed_epoch()
+        self._seed_epoch()
         batches = my_batches(len(self.train), self.fit.batch_size, self.epoch, self.job.seed)
         begun = reported = time.perf_counter()
         reported_step = 0
         losses = torch.zeros(self.steps, device=self.device)
         for step, rows in enumerate(batches):
-            losses[step] = self._step(rows, self.epoch * self.steps + step, generator)
+            losses[step] = self._step(rows, self.epoch * self.steps + step)
             if (step + 1) % _CHECK_STEPS == 0 or step + 1 == self.steps:
                 self._check(losses[: step + 1])
                 now = time.perf_counter()
@@ -260,10 +261,11 @@ class _Training:
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.epoch, self.history, self.best_accuracy = state["epoch"], state["history"], state["best_accuracy"]
 
-    def _step(self, rows: NDArray[np.int64], step: int, generator: torch.Generator) -> Tensor:
+    def _step(self, rows: NDArray[np.int64], step: int) -> Tensor:
         """Learn from the images at `rows`; return the loss."""
         images = torch.from_numpy(self.train.batch(rows)).to(self.device, non_blocking=True)
         labels = self.labels[rows].to(self.device, non_blocking=True)
+        generator = RowGenerator(self.job.seed, self.epoch, rows)
         images = augment.crop_and_flip(images, self.fit.crop_padding, self.fit.horizontal_flip, generator)
         view = augment.erase(_to_input(images, self.job.spec, self.device), self.fit.random_erasing, generator)
         for group in self.optimizer.param_groups:
@@ -350,13 +352,15 @@ class _Training:
         self.job.scratch.mkdir(parents=True, exist_ok=True)
         snapshot.save(self.job.scratch / _SNAPSHOT_FILE, tensors, state)
 
-    def _seed_epoch(self) -> torch.Generator:
-        """Seed every source of chance by seed, epoch and process; return the one that augmentation draws from."""
+    def _seed_epoch(self) -> None:
+        """Seed every source of chance that a network or a loss may draw from by seed, epoch and process.
+
+        Views are none of it: they follow from the row (`RowGenerator`).
+        """
         seed = int(np.random.SeedSequence([self.job.seed, self.epoch, ranks.rank()]).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
-        return torch.Generator().manual_seed(seed)
 
     def _check(self, losses: Tensor) -> None:
         if torch.isfinite(losses).all():

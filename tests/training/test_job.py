@@ -166,10 +166,10 @@ def test_a_resumed_training_ends_like_one_that_was_never_stopped(tiny_data, tmp_
     broken = job(tiny_data, tmp_path / "broken", fit)
     step = training._Training._step
 
-    def stop_in_the_third_epoch(self, rows, number, generator):
+    def stop_in_the_third_epoch(self, rows, number):
         if self.epoch == 2 and number % self.steps == 4:
             raise Killed
-        return step(self, rows, number, generator)
+        return step(self, rows, number)
 
     with monkeypatch.context() as patched:
         patched.setattr(training._Training, "_step", stop_in_the_third_epoch)

@@ -36,10 +36,10 @@ def device() -> torch.device:
 
 
 def share(network: nn.Module, strategy: str) -> nn.Module:
-    """Return `network` trained together by all processes as `strategy` (a file beside this one) does it; alone, itself."""
+    """Return `network` trained together by all processes as `strategy` (a file in `strategies/`) does it; alone, itself."""
     if world() == 1:
         return network
-    return importlib.import_module(f"pipeline.distributed.{strategy}").share(network, device())
+    return importlib.import_module(f"pipeline.training.distributed.strategies.{strategy}").share(network, device())
 
 
 def mean_(tensors: Iterable[Tensor]) -> None:
