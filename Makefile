@@ -27,7 +27,7 @@ endif
 export PYTHONDONTWRITEBYTECODE :=
 
 .NOTPARALLEL:
-.PHONY: help setup demo test test-all unit integration lint browser lock up down clean
+.PHONY: help setup demo test test-all test-more phone unit integration lint browser lock up down clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -53,11 +53,20 @@ up: setup ## Start MLflow, Triton and Airflow on loopback.
 down: ## Stop everything that was started; leave no process.
 	@if [[ -x $(BIN)/flyweight ]]; then $(BIN)/flyweight down; else echo "nothing was running"; fi
 
-test: setup browser ## Pass all tests.
-	$(BIN)/pytest -n 3 $(ARGS)  # one more than most small machines have cores: tests of servers wait a lot
+# One process more than most small machines have cores: tests of servers wait a lot.
+test: setup browser ## Everything you need to trust the install: every kind of test and of fault, and one end-to-end run.
+	$(BIN)/pytest -n 3 $(ARGS)
 
-test-all: test ## The tests, then README's commands on bare machines (root and debootstrap).
+test-all: setup browser phone ## Every case of every test, also on bare machines (root and debootstrap).
+	$(BIN)/pytest -n 3 -m "not benchmark and not machine" $(ARGS)
 	$(BIN)/pytest -n 0 -m machine
+
+test-more: setup browser phone ## What `make test-all` has beyond `make test`.
+	$(BIN)/pytest -n 3 -m "extra and not benchmark and not machine" $(ARGS)
+	$(BIN)/pytest -n 0 -m machine
+
+phone: setup ## Install what the export for phones needs, at versions that change nothing else.
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --constraint requirements.lock -r pyproject.toml --extra mobile
 
 lint: setup ## For developers: ruff and mypy.
 	$(BIN)/ruff check .

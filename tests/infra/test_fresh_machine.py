@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from pipeline.config import ROOT
+from pipeline.machine.workspace import SOURCE as ROOT
 
 SCRIPT = ROOT / "infra" / "fresh_machine.sh"
 

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from pipeline.config import ROOT
+from pipeline.machine.workspace import SOURCE as ROOT
 
 
 def test_every_python_gets_the_same_version_of_a_package():

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pipeline.config import ROOT
+from pipeline.machine.workspace import SOURCE as ROOT
 
 VERSION = re.search(r"^torch==(.*)$", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M)[1]
 CPU, PLAIN = f"--no-deps torch=={VERSION}+cpu", f"--no-deps torch==={VERSION}"

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from dag_runs import EPOCHS, Ended, run_dag, trainers
 
-from pipeline.machine import workspace
 from pipeline.serving.triton.client import Client
 from pipeline.tracking import handover
 
@@ -38,9 +37,9 @@ def test_a_killed_training_resumes_from_its_checkpoint_and_leaves_no_ghost(kille
 
 
 @pytest.fixture
-def damaged_shard() -> Iterator[Path]:
-    """A training shard of the digits that has lost its end; whole again afterwards."""
-    shard = next((workspace.SOURCE / "data" / "digits" / "train").glob("*.arrow"))
+def damaged_shard(home: Path) -> Iterator[Path]:
+    """A training shard of the workspace's digits that has lost its end; whole again afterwards."""
+    shard = next((home / "workspace" / "data" / "digits" / "train").glob("*.arrow"))
     whole = shard.with_suffix(".whole")
     shutil.copy2(shard, whole)
     try:
