@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -69,7 +69,7 @@ class Quantizer(Protocol):
 
 
 class Runner(Protocol):
-    """A model that answers: PyTorch, ONNX Runtime, TensorRT and Triton all look like this."""
+    """A model that answers: PyTorch, ONNX Runtime and TensorRT all look like this."""
 
     name: str
 
@@ -78,9 +78,6 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Let go of sessions, engines and connections."""
-
-
-RunnerFactory: TypeAlias = "Callable[[Path], Runner]"
 
 
 class Registry(Protocol):

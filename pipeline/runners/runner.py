@@ -1,8 +1,7 @@
 """PyTorch and TensorRT behind the calling convention of all runners: named batched arrays in, named batched arrays out.
 
 They take raw pixels, ``{"image": (N, C, H, W) uint8}``, and give ``{"logits": (N, classes) float32}``, so that "the
-same model" is something that can be measured. `pipeline.runners.onnx_runner.OnnxRunner` and `pipeline.serving.triton.client.TritonRunner`
-are of the same kind.
+same model" is something that can be measured. `pipeline.runners.onnx_runner.OnnxRunner` is of the same kind.
 """
 
 from __future__ import annotations

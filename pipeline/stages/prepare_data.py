@@ -7,7 +7,6 @@ without DVC: everything where ``FLYWEIGHT_DATA`` names a directory of your own, 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.shards import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
+from pipeline.files import lock
 from pipeline.machine import places, workspace
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
@@ -80,10 +80,7 @@ def _by_dvc(name: str, directory: Path) -> dict[str, str | None]:
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Wait for any other prepare_data of this repository: DVC itself would fail, not wait."""
-    path = workspace.root() / ".dvc" / "tmp" / "flyweight.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(workspace.root() / ".dvc" / "tmp" / "flyweight.lock"):
         yield
 
 

@@ -24,6 +24,7 @@ from pipeline.models.spec import load_spec
 from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
 from pipeline.records.evaluation import GOLDEN_FILE, Verdict, load_verdict
+from pipeline.records.promotion import PROMOTION_FILE
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.pull import VERDICT
@@ -33,8 +34,6 @@ from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Promote, Serving
-
-PROMOTION_FILE = "promotion.json"
 
 
 def promote(

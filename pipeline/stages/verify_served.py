@@ -18,13 +18,11 @@ from pipeline.models.spec import load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.candidates import load_candidates
+from pipeline.records.promotion import PROMOTION_FILE, SERVED_FILE
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.golden import TOLERANCE, difference
 from pipeline.settings.schema import Serving, VerifyServed
-from pipeline.stages.promote import PROMOTION_FILE
-
-SERVED_FILE = "served.json"
 
 
 def verify_served(

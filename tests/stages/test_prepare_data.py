@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 
 from pipeline.data import shards
 from pipeline.errors import DataError
+from pipeline.files import lock
 from pipeline.machine import workspace
 from pipeline.settings import schema
 from pipeline.stages import prepare_data as stage
@@ -153,8 +153,7 @@ def test_dvc_passes_on_the_words_of_a_failing_command(
 def test_waits_for_another_prepare_data(root: Path, tmp_path: Path) -> None:
     run(tmp_path / "out")
     worker = threading.Thread(target=run, args=(tmp_path / "other",))
-    with (root / ".dvc" / "tmp" / "flyweight.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(root / ".dvc" / "tmp" / "flyweight.lock"):
         worker.start()
         worker.join(0.3)
         assert worker.is_alive()

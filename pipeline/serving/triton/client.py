@@ -298,29 +298,6 @@ class AsyncClient:
         return _joined(model, await asyncio.gather(*map(ask, _parts(inputs, rows))))
 
 
-class TritonRunner:
-    """A served model behind the calling convention of `pipeline.runners.runner`.
-
-    Args:
-        model: its name.
-        version: of the model; the highest that is served if empty.
-        url: ``host:port`` of Triton.
-    """
-
-    def __init__(self, model: str, version: str = "", url: str | None = None) -> None:
-        self.name = f"triton:{model}"
-        self._model, self._version = model, version
-        self._client = Client(url)
-
-    def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
-        """Named batched arrays in, named batched arrays out. Raises `TritonError`."""
-        return self._client.infer(self._model, inputs, self._version).outputs
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._client.close()
-
-
 def load_image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return an image file as raw pixels (C, H, W) of `shape`: grey for one channel, RGB for three; resized to fit.
 

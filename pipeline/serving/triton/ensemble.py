@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tritonclient.grpc.model_config_pb2 import DataType
 
 from pipeline.errors import PromotionError
+from pipeline.files import sync
 from pipeline.machine import places
-from pipeline.serving.promotion.ledger import lock
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import TritonError
@@ -104,7 +104,7 @@ def publish(name: str, steps: Sequence[Step], control: Control, load_timeout: fl
     files.check_name(name)
     directory = places.triton_repository() / name
     config_file = directory / files.CONFIG_FILE
-    with lock(name), disk.explained(name):
+    with disk.lock(name), disk.explained(name):
         before = config_file.read_text(encoding="utf-8") if config_file.exists() else None
         if before is not None and files.read_config(config_file).platform != _PLATFORM:
             raise PromotionError(f"{name} is a model that was promoted: give the ensemble another name")
@@ -113,7 +113,7 @@ def publish(name: str, steps: Sequence[Step], control: Control, load_timeout: fl
             with disk.scratch() as room:
                 (room / name / "1").mkdir(parents=True)
                 (room / name / files.CONFIG_FILE).write_text(text, encoding="utf-8")
-                files.sync([room / name / files.CONFIG_FILE, room / name / "1", room / name])
+                sync([room / name / files.CONFIG_FILE, room / name / "1", room / name])
                 disk.rename(room / name, directory)
         else:
             disk.replace(config_file, text)

@@ -6,10 +6,9 @@ Nothing here speaks to Triton or changes what is served; `promotion` does.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from pipeline.errors import PromotionError
-from pipeline.files import sha256
+from pipeline.files import sha256, sync
 from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.records.candidates import load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
@@ -187,16 +186,6 @@ def with_versions(config_file: Path, versions: Sequence[int]) -> str:
     *body, _ = config_file.read_text(encoding="utf-8").splitlines()
     policy = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}"
     return "\n".join([*body, policy]) + "\n"
-
-
-def sync(paths: Iterable[Path]) -> None:
-    """Bring files and directories to the disk (fsync), so that a rename that follows never outruns them."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _copy(source: Path, target: Path, promised: str, candidate: str) -> None:

@@ -8,7 +8,7 @@ from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import promote
-from pipeline.serving.promotion.ledger import MENDED, Ledger, lock
+from pipeline.serving.promotion.ledger import MENDED, Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.triton import disk
 from pipeline.serving.triton.client import TritonError
@@ -181,7 +181,7 @@ def test_a_server_that_is_away_is_no_finding(served, look, fake):
 
 
 def test_a_model_that_is_being_changed_is_left_alone(served, look):
-    with lock("proxy"), pytest.raises(BlockingIOError, match="another process is changing what proxy serves"):
+    with disk.lock("proxy"), pytest.raises(BlockingIOError, match="another process is changing what proxy serves"):
         look()
 
 

@@ -13,13 +13,12 @@ import onnx_toys as toys
 import pytest
 import tritonclient.grpc as grpcclient
 from onnx import TensorProto, helper
-from serving_toys import SHAPE, Server, artifact, images
+from serving_toys import SHAPE, Server, artifact, images, remove_model
 
 from pipeline.machine.workspace import SOURCE
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file, golden, made_up
 from pipeline.serving.triton.client import AsyncClient, Client, TritonError
-from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
@@ -46,7 +45,7 @@ def serve(triton, client, tmp_path):
 
     yield run
     for name in served:
-        remove_models(client, name, exactly=True)
+        remove_model(client, name)
 
 
 def make(tmp_path, toy, **options):

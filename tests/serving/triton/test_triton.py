@@ -16,7 +16,7 @@ from pipeline.serving.load import measure
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
-from pipeline.serving.triton.client import Client, TritonError, TritonRunner, classify
+from pipeline.serving.triton.client import Client, TritonError, classify
 from pipeline.serving.triton.temporary import remove_models, temporary_models
 from pipeline.settings.schema import Serving
 
@@ -77,9 +77,7 @@ def test_temporary_models_answer_and_vanish(triton, client, tmp_path):
     settings = Serving(model="measured", instances=1)
     with temporary_models(settings, models) as names:
         for model in models:
-            runner = TritonRunner(names[model.candidate])
-            answer = runner({"image": images(3)})
-            runner.close()
+            answer = client.infer(names[model.candidate], {"image": images(3)}).outputs
             np.testing.assert_array_equal(answer["logits"], OnnxRunner(model.onnx)({"image": images(3)})["logits"])
         result = measure.measure(names["int8"], "", images(4), concurrency=20, seconds=0.5, warmup=0.1)
     assert result.failures == 0
