@@ -113,6 +113,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, rows: slice) -> Images:
+        """Return the images of `rows`, as `slice` does: so a split is read in parts as an array would be."""
+        return self.slice(*rows.indices(len(self))[:2])
+
     def batch(self, indices: NDArray[np.int64]) -> Images:
         """Return the images at `indices` (n,), in that order, as a new array (n, C, H, W)."""
         if len(self._shards) == 1:

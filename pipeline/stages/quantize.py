@@ -11,6 +11,7 @@ on the validation split by more than chance, and ``quantization.json`` says so. 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -37,6 +38,7 @@ from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Quantizer
+from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.settings.schema import Distributed, Fit, Quantize
 from pipeline.training.fit import check_same_task, train_job
@@ -51,7 +53,6 @@ SATURATION_IMAGES = 256
 """Validation images, at most, that are answered with and without 16-bit sums: 2 to 8 seconds for networks of 1 to 10 MMACs."""
 CHANCE = 0.05
 """Training is kept where McNemar's test gives its gain at most this probability of being luck."""
-_EVALUATION_BATCH = 100
 _log = logging.getLogger(__name__)
 
 
@@ -201,13 +202,9 @@ def _compare(files: Mapping[str, Path], data: Path) -> dict[str, Any]:
 
 def answered_right(file: Path, split: Split) -> NDArray[np.bool_]:
     """Return which images of `split` the ONNX `file` answers rightly: (images,)."""
-    runner = OnnxRunner(file)
-    right = np.empty(len(split), np.bool_)
-    for start in range(0, len(split), _EVALUATION_BATCH):
-        batch = slice(start, start + _EVALUATION_BATCH)
-        logits = runner({"image": split.slice(batch.start, batch.stop)})["logits"]
-        right[batch] = logits.argmax(axis=1) == split.labels[batch]
-    runner.close()
+    with contextlib.closing(OnnxRunner(file)) as runner:
+        logits = answer(runner, {"image": split})["logits"]
+    right: NDArray[np.bool_] = logits.argmax(axis=1) == split.labels
     return right
 
 

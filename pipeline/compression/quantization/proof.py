@@ -27,6 +27,7 @@ from pipeline.machine import cpu
 from pipeline.machine.cpu import Cpu
 from pipeline.protocols import Metrics
 from pipeline.records.evaluation import Offline
+from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner, session_options
 from pipeline.runners.timing import time_runners
 
@@ -90,7 +91,7 @@ def prove(float_file: Path, int8_file: Path, images: NDArray[np.uint8], seconds:
     counted = count_operators(int8_file)
     runners = {"float": OnnxRunner(float_file), "int8": OnnxRunner(int8_file)}
     speed = {batch: _speed(time_runners(runners, images, batch, seconds, time.thread_time)) for batch in BATCHES}
-    answers = {name: runner({"image": images})["logits"].argmax(axis=1) for name, runner in runners.items()}
+    answers = {name: answer(runner, {"image": images})["logits"].argmax(axis=1) for name, runner in runners.items()}
     for runner in runners.values():
         runner.close()
     integer, left, here = int(counted["fused_integer_ops"]), int(counted["float_ops_left"]), cpu.describe()

@@ -30,6 +30,7 @@ from onnx import helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ModelError
+from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import session_options
 
 WITH_32_BIT_SUMS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
@@ -108,23 +109,23 @@ class Emulation:
 
     def __call__(self, images: NDArray[np.uint8], saturate: bool) -> NDArray[np.float32]:
         """Raw images (N, C, H, W) -> logits (N, classes), with sums of two products cut off at 16 bits or not."""
-        return np.concatenate(
-            [self._run(images[at : at + BATCH], saturate) for at in range(0, len(images), BATCH)], axis=0
-        )
-
-    def _run(self, images: NDArray[np.uint8], saturate: bool) -> NDArray[np.float32]:
         graph = self._model.graph
-        values: dict[str, NDArray] = {**self._constants, graph.input[0].name: images}
+        source, output = graph.input[0].name, graph.output[0].name
+        return answer(lambda inputs: self._run(inputs, saturate), {source: images}, BATCH)[output]
+
+    def _run(self, inputs: Mapping[str, NDArray], saturate: bool) -> Mapping[str, NDArray]:
+        graph = self._model.graph
+        values: dict[str, NDArray] = {**self._constants, **inputs}
         for node in graph.node:
             if self._is_product(node):
                 sums = _Sums(saturate)
-                inputs = [values[name] if name else None for name in node.input]
-                values[node.output[0]] = _PRODUCTS[node.op_type](sums, _attributes(node), *inputs)
+                operands = [values[name] if name else None for name in node.input]
+                values[node.output[0]] = _PRODUCTS[node.op_type](sums, _attributes(node), *operands)
                 if sums.saturated:
                     self.saturating.add(node.name or node.output[0])
             else:
                 values |= self._by_onnxruntime(node, {name: values[name] for name in node.input if name})
-        return values[graph.output[0].name]
+        return {output.name: values[output.name] for output in graph.output}
 
     def _is_product(self, node: onnx.NodeProto) -> bool:
         """Whether a node multiplies uint8 activations and constant int8 weights."""
