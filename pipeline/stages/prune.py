@@ -5,26 +5,23 @@ Leaves a checkpoint whose spec holds the pruning plan, `history.json` and `plots
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.compression.pruning import sensitivity
 from pipeline.compression.pruning.reach import in_rounds
-from pipeline.data.shards import load_manifest, open_split
-from pipeline.export import onnx_graph
+from pipeline.compression.pruning.sparsity import KeepSparsity, zeros_share
+from pipeline.compression.pruning.steps import batches_of, prune_once, rehearse
+from pipeline.data.shards import Split, load_manifest, open_split
 from pipeline.models import checkpoint, size
-from pipeline.models.spec import ModelSpec, PruningStep, load_spec
+from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics, Pruner
 from pipeline.settings.schema import Distributed, Prune
 from pipeline.training.fit import check_same_task, train_job
-from pipeline.training.job import TrainingJob, evaluate
-
-_PRUNER_BATCH = 64
+from pipeline.training.job import TrainingJob
+from pipeline.training.rewrites import rewrite
+from pipeline.training.validation import evaluate
 
 
 def prune(
@@ -49,22 +46,18 @@ def prune(
     spec, network = checkpoint.load(student)
     for who, one in (("teacher", load_spec(teacher)), ("student", spec)):
         check_same_task(who, one, manifest)
-    validation = open_split(data, "validation")
+    train, validation = (open_split(data, name) for name in ("train", "validation"))
     before = {"macs": size.macs(network, spec.image_shape), "parameters": size.parameters(network)}
     unpruned, _ = evaluate(network, spec, validation)
     if config.tolerated_drop is not None:
-        sweep = sensitivity.sweep(
-            network, spec, lambda one: evaluate(one, spec, validation)[0], what="validation accuracy"
-        )
-        sensitivity.write(out, sweep)
-        steps = in_rounds(config, sensitivity.layer_ratios(sweep, config.tolerated_drop))
+        steps = _limited(config, config.tolerated_drop, spec, network, validation, out)
     if config.then:
-        _rehearse(steps, spec, network, _batches(spec, data, seed))
-    images = _batches(spec, data, seed)
+        rehearse(steps, spec, network, batches_of(train, spec, seed))
+    batches = batches_of(train, spec, seed)
     pruned, recovered = unpruned, dict[str, float]()
     for place, pruner in enumerate(steps):
         last = place + 1 == len(steps)
-        spec = _with(spec, pruner(spec, network, images))
+        spec = prune_once(pruner, spec, network, batches)
         pruned, _ = evaluate(network, spec, validation)
         begun = scratch / f"pruned{place}"
         checkpoint.save(begun, spec, network)
@@ -81,7 +74,7 @@ def prune(
             start=begun,
             teacher=teacher,
             loss=config.loss,
-            hold_zeros=any(one.zeros for one in spec.pruning),
+            rewrites=(rewrite(KeepSparsity),) if any(one.zeros for one in spec.pruning) else (),
         )
         recovered = dict(train_job(job, distributed))
         spec, network = checkpoint.load(job.out)
@@ -96,30 +89,10 @@ def prune(
     }
 
 
-def zeros_share(network: nn.Module) -> float:
-    """Return the share of the weights of all layers, batch norms and biases left out, that are zero."""
-    weights = [weight for weight in network.parameters() if weight.ndim > 1]
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
-
-
-def _rehearse(
-    steps: list[Pruner], spec: ModelSpec, network: nn.Module, images: Iterator[tuple[Tensor, Tensor]]
-) -> None:
-    """Give every step its turn on a copy, without recovery: what a later one cannot reach must not cost a training."""
-    network = copy.deepcopy(network)
-    with onnx_graph.quiet():
-        for pruner in steps:
-            spec = _with(spec, pruner(spec, network, images))
-
-
-def _with(spec: ModelSpec, step: PruningStep) -> ModelSpec:
-    return spec.model_copy(update={"pruning": (*spec.pruning, step)})
-
-
-def _batches(spec: ModelSpec, data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (normalised images (N, C, H, W), labels (N,)) of the training split in random order, without end."""
-    split = open_split(data, "train")
-    chance = np.random.default_rng(seed)
-    while True:
-        rows = chance.choice(len(split), min(_PRUNER_BATCH, len(split)), replace=False)
-        yield checkpoint.normalise(spec, torch.from_numpy(split.batch(rows))), torch.from_numpy(split.labels[rows])
+def _limited(
+    config: Prune, tolerated_drop: float, spec: ModelSpec, network: nn.Module, validation: Split, out: Path
+) -> list[Pruner]:
+    """Return the steps limited by a sweep over all layers, which is left in `out`."""
+    found = sensitivity.sweep(network, spec, lambda one: evaluate(one, spec, validation)[0], what="validation accuracy")
+    sensitivity.write(out, found)
+    return in_rounds(config, sensitivity.layer_ratios(found, tolerated_drop))

@@ -26,7 +26,9 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
+from pipeline.compression.pruning.sparsity import KeepSparsity
 from pipeline.compression.quantization import fake_quant, quant_plan
+from pipeline.compression.quantization.fake_quant import FakeQuant, Rounding
 from pipeline.compression.quantization.proof import Proof, prove
 from pipeline.compression.quantization.saturation import Saturation, without_vnni
 from pipeline.data.shards import Split, load_manifest, open_split
@@ -43,6 +45,7 @@ from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.settings.schema import Distributed, Fit, Quantize
 from pipeline.training.fit import check_same_task, train_job
 from pipeline.training.job import TrainingJob
+from pipeline.training.rewrites import RewriteSpec, rewrite
 
 QUANTIZATION_FILE = "quantization.json"
 QAT = "qat"
@@ -103,8 +106,7 @@ def quantize(
                 start=scratch / "folded",
                 teacher=teacher,
                 loss=config.loss,
-                hold_zeros=any(step.zeros for step in spec.pruning),
-                fake_quant=quant_plan.plan(spec, network, float_file, int8_file, images),
+                rewrites=_rewrites(spec, quant_plan.plan(spec, network, float_file, int8_file, images)),
             )
             trained = {"training": dict(train_job(job, distributed))}
             files[QAT] = Path(directory) / QAT
@@ -126,6 +128,12 @@ def quantize(
     shutil.copy2(pruned / SPEC_FILE, out / SPEC_FILE)
     (out / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return _metrics(counted[kept], proof, valid, trained)
+
+
+def _rewrites(spec: ModelSpec, plan: FakeQuant) -> tuple[RewriteSpec, ...]:
+    """Return what changes the network while it trains: rounding, and zeros that stay where pruning has set any."""
+    rounding = rewrite(Rounding, plan=plan.model_dump(mode="json"))
+    return (rounding, rewrite(KeepSparsity)) if any(step.zeros for step in spec.pruning) else (rounding,)
 
 
 def _validity(int8_file: Path, data: Path) -> Saturation:

@@ -11,7 +11,7 @@ from pipeline.errors import DataError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Distributed, Fit, Train
 from pipeline.stages.train import train
-from pipeline.training.job import evaluate
+from pipeline.training.validation import evaluate
 
 CONFIG = Train(
     model=Component(name="resnet", width=4, blocks=[1, 1]),

@@ -44,7 +44,7 @@ def check_reach(config: Prune, spec: ModelSpec) -> None:
     """Raise as the stage would where `config.pruner` asks for more than any network of `spec` can give.
 
     So that it is known before such a network is trained. That holds for what follows from shapes alone: what the other
-    methods can reach hangs on the weights, or on a clock, and `config.then` on what is left.
+    methods can reach depends on the weights, or on a clock, and `config.then` on what is left.
     """
     if config.pruner.name not in _BY_SHAPE or config.pruner.arguments.get("keep_latency"):
         return

@@ -50,6 +50,20 @@ def mean_(tensors: Iterable[Tensor]) -> None:
             tensor /= world()
 
 
+def copy_from_main_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by that of the main process."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def agree_on_buffers_(module: nn.Module) -> None:
+    """Make the buffers of `module` equal in all processes: floats by their mean, the rest by the main one's."""
+    buffers = list(module.buffers())
+    mean_(buffer for buffer in buffers if buffer.is_floating_point())
+    copy_from_main_(buffer for buffer in buffers if not buffer.is_floating_point())
+
+
 def total(values: Tensor) -> Tensor:
     """Return the sum of `values` over all processes."""
     if world() > 1:

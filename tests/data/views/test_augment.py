@@ -94,7 +94,7 @@ def test_erasing_fills_with_noise_and_all_places_and_shapes_occur():
     assert float(covered.min()) > 0.01
 
 
-def test_shifts_are_even_both_ways_and_do_not_hang_on_the_mirror():
+def test_shifts_are_even_both_ways_and_do_not_depend_on_the_mirror():
     dot = torch.zeros(9000, 1, 7, 7, dtype=torch.uint8)
     dot[:, :, 3, 2] = 1  # mirrored, it begins at column 4
     views = augment.crop_and_flip(dot, 1, True, generator(9000))
