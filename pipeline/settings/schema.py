@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,9 +42,9 @@ class Component(BaseModel):
         """The settings beside the name: what the constructor takes."""
         return dict(self.model_extra or {})
 
-    def build(self, kind: str) -> Any:
-        """Return the component made with these arguments. Raises `SettingsError`."""
-        return components.build(kind, self.name, self.arguments)
+    def build(self, kind: str, setting: str = "") -> Any:
+        """Return the component made with these arguments. Raises `SettingsError`, which names `setting` if it is given."""
+        return components.build(kind, self.name, self.arguments, setting)
 
 
 class Data(Section):
@@ -190,7 +190,7 @@ class Quantize(Section):
 
         A quantizer of the user's own that has no `targets` is taken to write all of them.
         """
-        quantizer = self.quantizer.build("quantizers")
+        quantizer = self.quantizer.build("quantizers", "quantize.quantizer")
         writes: tuple[str, ...] = getattr(quantizer, "targets", self.targets)
         if misfits := [target for target in self.targets if target not in writes]:
             without = " and take int8_tensorrt out of build_tensorrt.candidates" if "tensorrt" in misfits else ""
@@ -469,6 +469,13 @@ class Settings(Section):
         yield "prune.loss", "losses", self.prune.loss
         yield "quantize.quantizer", "quantizers", self.quantize.quantizer
         yield "quantize.loss", "losses", self.quantize.loss
+
+    def check_arguments(self, sections: Iterable[str]) -> None:
+        """Check the arguments of every component in `sections`; makes none. Raises `SettingsError` naming the setting."""
+        for setting, kind, component in self.components():
+            if setting.partition(".")[0] in sections:
+                given = components.GIVEN.get(kind, {})
+                components.check(kind, component.name, {**given, **component.arguments}, setting)
 
 
 def recipes() -> list[str]:
