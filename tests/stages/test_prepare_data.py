@@ -28,7 +28,7 @@ if Path("broken").exists():
 images = np.arange(48, dtype=np.uint8).reshape(12, 1, 2, 2)
 labels = np.arange(12) % 2
 splits = {split: (images, labels) for split in ("train", "validation", "test")}
-data.write(Path("data/toy"), name="toy", labels=("even", "odd"), splits=splits, dropped={"duplicate": 3})
+shards.write(Path("data/toy"), name="toy", labels=("even", "odd"), splits=splits, dropped={"duplicate": 3})
 """
 DVC_YAML = """
 stages:
