@@ -34,7 +34,8 @@ from swap import Counting, Triton, artifact, images
 
 from pipeline.errors import PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.load import measure as load
+from pipeline.serving.load.measure import run
+from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.promotion import promote
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client, TritonError
@@ -82,9 +83,9 @@ class Bench:
         trying = self._trying(condition) if condition in {"canary", "shadow"} else contextlib.nullcontext()
         with trying:
             inputs = {"image": images(16)}
-            closed = load.run(model, "", inputs, load.Closed(IN_FLIGHT), self._seconds, processes=1)
-            at_half = load.Open(round(rate or closed.throughput / 2))
-            opened = load.run(model, "", inputs, at_half, self._seconds, processes=1)
+            closed = run(model, "", inputs, Closed(IN_FLIGHT), self._seconds, processes=1)
+            at_half = Open(round(rate or closed.throughput / 2))
+            opened = run(model, "", inputs, at_half, self._seconds, processes=1)
         return {
             "throughput": round(closed.throughput, 1),
             "closed_p99_ms": round(closed.p99_ms, 3),
