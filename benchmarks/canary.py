@@ -38,7 +38,8 @@ from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.promotion import promote
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Promote, Serving

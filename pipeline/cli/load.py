@@ -192,7 +192,7 @@ def _images(count: int, settings: schema.Settings) -> Any:
 def _triton() -> Iterator[None]:
     """What goes wrong with the server, or on the way to it, is a `ConnectionError`: another try may pass."""
     from pipeline.serving.load.processes import LoadError
-    from pipeline.serving.triton.client import TritonError
+    from pipeline.serving.triton.errors import TritonError
 
     try:
         yield

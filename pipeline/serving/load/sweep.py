@@ -20,7 +20,8 @@ from pipeline.serving.load.measure import run
 from pipeline.serving.load.processes import WINDOWS, Watch
 from pipeline.serving.load.requests import zeros
 from pipeline.serving.load.result import Closed, LoadResult, Open
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
 """Requests in flight of a sweep that was not told otherwise."""

@@ -14,8 +14,8 @@ from pipeline.machine import places
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import READY, Control, states
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import GOLDEN_FILE
 
 RESTART = "restart Triton (`flyweight down`, `flyweight up`): what is on disk is right, and a restart serves it"

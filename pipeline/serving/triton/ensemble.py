@@ -18,8 +18,8 @@ from pipeline.files import sync
 from pipeline.machine import places
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import READY, Control, states
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings import yaml12
 
 _PLATFORM = "ensemble"

@@ -11,7 +11,7 @@ from pipeline.serving.promotion import promote
 from pipeline.serving.promotion.ledger import MENDED, Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.triton import disk
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import served_versions, with_versions
 
 

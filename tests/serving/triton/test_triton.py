@@ -16,7 +16,8 @@ from pipeline.serving.load import measure, processes, requests
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
-from pipeline.serving.triton.client import Client, TritonError, classify
+from pipeline.serving.triton.client import Client, classify
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models, temporary_models
 from pipeline.settings.schema import Serving
 
