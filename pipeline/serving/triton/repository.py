@@ -35,6 +35,8 @@ from pipeline.serving.triton.server import RESOURCE, TEMPORARY
 from pipeline.settings.schema import Serving
 
 BACKEND = Path(__file__).parent / "backend" / "model.py"
+BESIDE_BACKEND = tuple(sorted(BACKEND.parent.glob("flyweight_*.py")))
+"""What model.py imports: Triton looks for it in the directory of the version first."""
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MANIFEST_FILE = "manifest.json"
@@ -162,13 +164,15 @@ def write_version(directory: Path, artifact: Artifact, serving: Serving, version
     The copy is hashed, not the original: what Triton will read is what was promised.
     """
     directory.mkdir(parents=True)
-    manifest = {"sha256": artifact.sha256, "candidate": artifact.candidate, "version": version}
+    manifest: dict[str, Any] = {"sha256": artifact.sha256, "candidate": artifact.candidate, "version": version}
     if serving.backend == "tensorrt":
         manifest["plan_sha256"] = _copy_plan(artifact, directory / PLAN_FILE)
     else:
         _copy(artifact.onnx, directory / MODEL_FILE, artifact.sha256, artifact.candidate)
     if serving.backend == "python":
-        shutil.copyfile(BACKEND, directory / BACKEND.name)
+        for source in (BACKEND, *BESIDE_BACKEND):
+            shutil.copyfile(source, directory / source.name)
+        manifest["backend"] = [source.name for source in (BACKEND, *BESIDE_BACKEND)]
         # The Python backend writes its cache beside model.py, which Triton takes for a new version of the model; a file
         # in the cache's place keeps it away.
         (directory / "__pycache__").touch()

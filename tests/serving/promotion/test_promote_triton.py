@@ -165,7 +165,7 @@ BACKENDS = {
         'raise RuntimeError("out of order")',
         "out of order",
     ),
-    "ends its process": ("import ctypes\n", "import os; os._exit(3)\n", "the candidate cannot be served"),
+    "ends its process": ("import gc\n", "import os; os._exit(3)\n", "the candidate cannot be served"),
     "answers NaN": ("answers = self.session.run(", "answers = _nan(self.session.run)(", "values that are not finite"),
     "has another shape": (
         "answers = self.session.run(",

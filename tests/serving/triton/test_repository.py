@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from google.protobuf import text_format
 from serving_toys import artifact, engine, spec
@@ -124,8 +126,11 @@ def test_the_policy_is_changed_and_nothing_else(tmp_path):
 
 def test_a_version_has_all_that_the_backend_needs_and_no_room_for_a_cache(tmp_path):
     repository.write_version(tmp_path / "7", artifact(tmp_path, 1.0), Serving(), 7)
-    names = {"model.onnx", "model.py", "manifest.json", "config.pbtxt", "labels.txt", "__pycache__"}
-    assert {path.name for path in (tmp_path / "7").iterdir()} == names
+    code = {"model.py", *(path.name for path in repository.BESIDE_BACKEND)}
+    assert "flyweight_live.py" in code
+    names = {"model.onnx", "manifest.json", "config.pbtxt", "labels.txt", "__pycache__"}
+    assert {path.name for path in (tmp_path / "7").iterdir()} == names | code
+    assert set(json.loads((tmp_path / "7" / "manifest.json").read_text())["backend"]) == code
     assert (tmp_path / "7" / "__pycache__").is_file()
 
 
