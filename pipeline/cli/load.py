@@ -16,7 +16,7 @@ from pipeline.machine import places, workspace
 from pipeline.settings import schema
 
 if TYPE_CHECKING:
-    from pipeline.serving.load.measure import Closed, Open
+    from pipeline.serving.load.result import Closed, Open
     from pipeline.serving.load.tuning import Tuning
 
 _PLOTS = (".png", ".svg")
@@ -147,7 +147,7 @@ def _loads(concurrency: str | None, rate: str | None, arrivals: str | None) -> l
         )
     if arrivals and not rate:
         raise FlyweightError(f"--arrivals {arrivals} says how an open loop spaces its requests: give --rate with it")
-    from pipeline.serving.load.measure import Closed, Open
+    from pipeline.serving.load.result import Closed, Open
     from pipeline.serving.load.sweep import LEVELS
 
     if rate:
@@ -191,8 +191,8 @@ def _images(count: int, settings: schema.Settings) -> Any:
 @contextlib.contextmanager
 def _triton() -> Iterator[None]:
     """What goes wrong with the server, or on the way to it, is a `ConnectionError`: another try may pass."""
-    from pipeline.serving.load.measure import LoadError
-    from pipeline.serving.triton.client import TritonError
+    from pipeline.serving.load.processes import LoadError
+    from pipeline.serving.triton.errors import TritonError
 
     try:
         yield

@@ -22,7 +22,9 @@ from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.records.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton import disk, server
-from pipeline.serving.triton.client import Answer, Client, Served, TritonError
+from pipeline.serving.triton.calls import Answer, Served
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import ATTESTED, Artifact, served_versions, version_directories
 from pipeline.settings.schema import Promote

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.progress.events import report
 from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.probes import Probes
-from pipeline.serving.triton.client import Served
+from pipeline.serving.triton.calls import Served
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import Golden
 from pipeline.settings.schema import Promote

@@ -37,8 +37,8 @@ from pipeline.serving.promotion.probes import Probes
 from pipeline.serving.promotion.repair import mend_or_raise
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import Control, is_reachable, wait_until_gone
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
 from pipeline.serving.triton.lint import lint
 from pipeline.serving.triton.repository import Artifact

@@ -15,8 +15,8 @@ from pipeline.serving.promotion.ledger import MENDED
 from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import busy, is_reachable
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models
 
 

@@ -9,8 +9,8 @@ from pipeline.serving.promotion import ledger
 from pipeline.serving.promotion.change import RESTART, Change
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.errors import TritonError
 
 
 def rollback(model: str, control: Control, load_timeout: float = 60.0) -> int:

@@ -9,8 +9,9 @@ from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
 

@@ -17,7 +17,7 @@ from pipeline.serving.promotion.canary import Judge, Pair
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.relay import receive_message, send_message, socket_path
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import CONFIG_FILE
 from pipeline.settings.schema import Promote
 

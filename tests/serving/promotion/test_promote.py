@@ -14,7 +14,7 @@ from pipeline.serving.promotion.ledger import STEPS, Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import Artifact, served_versions, version_directories
 from pipeline.settings.schema import Promote, Serving
 

@@ -21,7 +21,8 @@ from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton import server as local_triton
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
 
@@ -164,7 +165,7 @@ BACKENDS = {
         'raise RuntimeError("out of order")',
         "out of order",
     ),
-    "ends its process": ("import ctypes\n", "import os; os._exit(3)\n", "the candidate cannot be served"),
+    "ends its process": ("import gc\n", "import os; os._exit(3)\n", "the candidate cannot be served"),
     "answers NaN": ("answers = self.session.run(", "answers = _nan(self.session.run)(", "values that are not finite"),
     "has another shape": (
         "answers = self.session.run(",

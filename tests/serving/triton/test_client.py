@@ -14,7 +14,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from pipeline.errors import DataError
 from pipeline.machine.workspace import SOURCE
-from pipeline.serving.triton.client import AsyncClient, Client, TritonError, load_image
+from pipeline.serving.triton.aio import AsyncClient
+from pipeline.serving.triton.client import Client, load_image
+from pipeline.serving.triton.errors import TritonError
 
 INPUT = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
 

@@ -13,8 +13,9 @@ from pipeline.machine import places
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.ensemble import Step, config_pbtxt, publish, read_steps
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Serving
 
 LOGITS = Step(model="proxy", inputs={"image": "image"}, outputs={"logits": "scores"})

@@ -11,7 +11,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration

@@ -17,8 +17,10 @@ from serving_toys import SHAPE, Server, artifact, images, remove_model
 
 from pipeline.machine.workspace import SOURCE
 from pipeline.serving.triton import repository
+from pipeline.serving.triton.aio import AsyncClient
 from pipeline.serving.triton.artifact import from_file, golden, made_up
-from pipeline.serving.triton.client import AsyncClient, Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration

@@ -18,7 +18,8 @@ from pipeline.services import processes, services
 from pipeline.serving.triton import repository
 from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.artifact import from_file
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
