@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from pipeline import components
 from pipeline.errors import ModelError
 from pipeline.models import surgery
+from pipeline.models.preprocessing import Normalisation
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 
 WEIGHTS_FILE = "model.safetensors"
@@ -55,22 +55,16 @@ def load(directory: Path) -> tuple[ModelSpec, nn.Module]:
 class WithPreprocessing(nn.Module):
     """A network that takes raw pixels: (N, C, H, W) uint8 -> (N, classes) float32 logits. This is what is exported."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
         super().__init__()
+        self.preprocessing = Normalisation.of(spec.preprocessing).module()
         self.network = network
-        self.register_buffer("mean", torch.tensor(spec.preprocessing.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(spec.preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N, classes) float32."""
-        return self.network((image.float() / 255.0 - self.mean) / self.std)
+        return self.network(self.preprocessing(image))
 
 
 def normalise(spec: ModelSpec, images: Tensor) -> Tensor:
     """(N, C, H, W) uint8 -> the float images that the network takes."""
-    mean = torch.tensor(spec.preprocessing.mean, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.preprocessing.std, device=images.device).view(1, -1, 1, 1)
-    return (images.float() / 255.0 - mean) / std
+    return Normalisation.of(spec.preprocessing).module().to(images.device)(images)
