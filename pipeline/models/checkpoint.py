@@ -6,6 +6,8 @@ nothing but tensors is read back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.errors import ModelError
+from pipeline.files import sha256
 from pipeline.models import surgery
 from pipeline.models.preprocessing import Normalisation
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
@@ -50,6 +53,26 @@ def load(directory: Path) -> tuple[ModelSpec, nn.Module]:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{directory / WEIGHTS_FILE} does not fit {SPEC_FILE} beside it: {error}") from error
     return spec, network.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint that has been read: pass it along instead of reading it again."""
+
+    directory: Path
+    spec: ModelSpec
+    network: nn.Module
+    """In evaluation mode, on the CPU. Whoever changes it takes a copy."""
+
+    @classmethod
+    def load(cls, directory: Path) -> Checkpoint:
+        """Read the checkpoint in `directory`. Raises `ModelError`."""
+        return cls(directory, *load(directory))
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """The hash of the file of weights."""
+        return sha256(self.directory / WEIGHTS_FILE)
 
 
 class WithPreprocessing(nn.Module):
