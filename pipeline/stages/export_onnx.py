@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.shards import MANIFEST_FILE, load_manifest, open_split
+from pipeline.data.manifest import MANIFEST_FILE, load_manifest
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError
 from pipeline.export import candidate as files
 from pipeline.files import sha256

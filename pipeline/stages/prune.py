@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.compression.pruning import sensitivity
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
 from pipeline.export import onnx_graph
 from pipeline.models import checkpoint, size

@@ -24,7 +24,7 @@ from pipeline.compression.quantization.choice import PTQ, compare
 from pipeline.compression.quantization.forms import outcome, trained_from, validity, write_forms
 from pipeline.compression.quantization.proof import Proof, prove
 from pipeline.compression.quantization.saturation import Saturation
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.files import sha256
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, load_spec

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from pipeline.compression.quantization import fake_quant
 from pipeline.compression.quantization.fake_quant import FakeQuant
-from pipeline.data.shards import Split, open_split
+from pipeline.data.split import Split, open_split
 from pipeline.data.views import augment
 from pipeline.errors import SettingsError
 from pipeline.files import sha256

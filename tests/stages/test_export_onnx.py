@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.export import executorch, onnx_graph
 from pipeline.files import sha256

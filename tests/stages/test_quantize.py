@@ -14,7 +14,7 @@ from pipeline.compression.quantization.calibration_set import calibration_images
 from pipeline.compression.quantization.choice import answered_right
 from pipeline.compression.quantization.proof import Proof
 from pipeline.compression.quantization.saturation import WITH_VNNI
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
 from pipeline.machine import cpu

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from pipeline.compression.quantization import fake_quant
 from pipeline.compression.quantization.fake_quant import FakeQuant, Grid, Levels
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Fit

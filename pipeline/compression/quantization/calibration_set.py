@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError
 
 

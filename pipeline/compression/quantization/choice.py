@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.shards import Split, open_split
+from pipeline.data.split import Split, open_split
 from pipeline.evaluation.statistics import mcnemar
 from pipeline.records.quantization import QAT
 from pipeline.runners.answer import answer

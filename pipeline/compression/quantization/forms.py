@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.compression.quantization import fake_quant, quant_plan
 from pipeline.compression.quantization.proof import Proof
 from pipeline.compression.quantization.saturation import Saturation, without_vnni
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.export import onnx_graph
 from pipeline.files import sha256
 from pipeline.models.checkpoint import WEIGHTS_FILE

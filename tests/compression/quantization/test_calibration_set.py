@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.compression.quantization.calibration_set import calibration_images
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError
 
 
