@@ -180,7 +180,7 @@ def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
 
 def _images(count: int, settings: schema.Settings) -> Any:
     """Return the first `count` test images of the data set, (count, C, H, W)."""
-    from pipeline.data.shards import open_split
+    from pipeline.data.split import open_split
 
     split = open_split(places.data(settings.data.dataset), "test")
     if count > len(split):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.shards import Split, open_split
+from pipeline.data.split import Split, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import tensorrt
 from pipeline.files import sha256

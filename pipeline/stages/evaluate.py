@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from pipeline.data.shards import Split, open_split
+from pipeline.data.split import Split, open_split
 from pipeline.errors import BudgetError, ModelError
 from pipeline.evaluation import gate
 from pipeline.evaluation.quality import quality

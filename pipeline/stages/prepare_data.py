@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data.shards import MANIFEST_FILE, load_manifest
+from pipeline.data.manifest import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
 from pipeline.files import lock
 from pipeline.machine import places, workspace

@@ -13,7 +13,8 @@ from pipeline.compression.pruning import sensitivity
 from pipeline.compression.pruning.reach import in_rounds
 from pipeline.compression.pruning.sparsity import KeepSparsity, zeros_share
 from pipeline.compression.pruning.steps import batches_of, prune_once, rehearse
-from pipeline.data.shards import Split, load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import Split, open_split
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics, Pruner

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.shards import Split
+from pipeline.data.split import Split
 from pipeline.data.views import augment
 from pipeline.data.views.row_generator import RowGenerator
 from pipeline.errors import SettingsError

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.shards import Manifest, load_manifest
+from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.errors import ModelError
 from pipeline.models import size as model_size
 from pipeline.models.checkpoint import load

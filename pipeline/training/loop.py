@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
 from pipeline.models import checkpoint
 from pipeline.progress import events

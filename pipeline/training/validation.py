@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.data.shards import Split
+from pipeline.data.split import Split
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
 from pipeline.training.distributed import ranks

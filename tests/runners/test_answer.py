@@ -36,7 +36,7 @@ def test_every_row_is_answered_once_in_its_order(columns, batch):
 
 
 def test_a_split_is_read_slice_by_slice(tiny_data):
-    from pipeline.data.shards import open_split
+    from pipeline.data.split import open_split
 
     split = open_split(tiny_data, "validation")
     split.images = None  # never as a whole

@@ -11,7 +11,8 @@ import torch
 from pipeline import components
 from pipeline.compression.quantization import fake_quant, quant_plan
 from pipeline.compression.quantization.quantizers.static import Static
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import onnx_graph, tensorrt
 from pipeline.files import sha256

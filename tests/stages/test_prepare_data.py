@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import shards
+from pipeline.data.split import open_split
 from pipeline.errors import DataError
 from pipeline.files import lock
 from pipeline.machine import workspace
@@ -21,7 +21,7 @@ MAKE = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.data import shards
+from pipeline.data.split import open_split
 if Path("broken").exists():
     print("error: no source of toy can be reached")
     sys.exit(int(Path("broken").read_text()))
@@ -196,4 +196,4 @@ def test_fresh_clone_rebuilds_what_dvc_lock_says(tmp_path: Path, monkeypatch: py
         ["git", "-C", str(tmp_path / "clone"), "status", "--porcelain"], check=True, capture_output=True, text=True
     )
     assert status.stdout == ""
-    assert len(shards.open_split(tmp_path / "clone" / "data" / "digits", "train")) == 1257
+    assert len(open_split(tmp_path / "clone" / "data" / "digits", "train")) == 1257

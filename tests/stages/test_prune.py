@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.compression.pruning.sparsity import zeros_share
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.models.spec import load_spec

@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import DataError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Distributed, Fit, Train

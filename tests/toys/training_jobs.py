@@ -2,7 +2,7 @@
 
 import json
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Fit
 from pipeline.training import job as training

@@ -3,7 +3,8 @@ import pytest
 import torch
 from training_jobs import FIT, PLAIN
 
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
 from pipeline.settings.schema import Fit
 from pipeline.training.batches import Batches, check_batch, my_batches

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from training_jobs import FIT, PLAIN, curves, job, run, same, weights
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Distributed
 from pipeline.training.criterion import Criterion

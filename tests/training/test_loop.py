@@ -4,7 +4,8 @@ import pytest
 import torch
 from training_jobs import FIT, curves, history, job, run, same, weights
 
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component

@@ -7,7 +7,8 @@ from training_jobs import FIT, PLAIN, curves, history, job, run, weights
 from pipeline.compression.pruning.sparsity import KeepSparsity
 from pipeline.compression.quantization import fake_quant
 from pipeline.compression.quantization.fake_quant import FakeQuant, Grid, Levels, Rounding
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component
 from pipeline.training.fit import new_spec

@@ -2,7 +2,7 @@ import pytest
 import torch
 from training_jobs import FIT, PLAIN, history, job, run, weights
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component
 from pipeline.training import teacher

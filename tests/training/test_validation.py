@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 from training_jobs import PLAIN
 
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.models import checkpoint
 from pipeline.training.fit import new_spec
 from pipeline.training.validation import evaluate

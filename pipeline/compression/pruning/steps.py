@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.shards import Split
+from pipeline.data.split import Split
 from pipeline.export import onnx_graph
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ModelError
 from pipeline.runners.answer import answer
-from pipeline.runners.onnx_runner import session_options
+from pipeline.runners.onnx_runner import open_session, session_options
 
 WITH_32_BIT_SUMS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """CPU flags, as the operating system names them, under which no sum is cut off."""
@@ -281,13 +281,7 @@ def _fused(file: Path) -> onnx.ModelProto:
             optimized_model_filepath=str(out),
             graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         )
-        try:
-            onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"],
-                disabled_optimizers=["DynamicQuantizeMatMulFusion"],
-            )  # fmt: skip
-        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-            raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
+        open_session(file, options, disabled_optimizers=["DynamicQuantizeMatMulFusion"])
         return onnx.load(out)
 
 

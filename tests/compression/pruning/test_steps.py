@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from pipeline.compression.pruning.steps import batches_of, prune_once, rehearse
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.models.spec import PruningStep
 from pipeline.settings.schema import Component
 from pipeline.training.fit import new_spec

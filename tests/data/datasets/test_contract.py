@@ -10,8 +10,8 @@ import pytest
 
 import pipeline.data.__main__ as command
 from pipeline import components
-from pipeline.data import shards
 from pipeline.data.datasets import fashion_mnist
+from pipeline.data.manifest import load_manifest
 from pipeline.machine import workspace
 from pipeline.settings import schema
 
@@ -59,7 +59,7 @@ def test_digits_from_the_package_to_shards(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "data" / "digits" / "stale").touch()
     assert command.main(["fetch", "digits"]) == 0
     assert command.main(["prepare", "digits"]) == 0
-    assert shards.load_manifest(tmp_path / "data" / "digits").counts == {"train": 1257, "validation": 180, "test": 360}
+    assert load_manifest(tmp_path / "data" / "digits").counts == {"train": 1257, "validation": 180, "test": 360}
     assert sorted(path.name for path in (tmp_path / "data").rglob("*") if path.is_file()) == [
         "digits.csv", "manifest.json", *["part-00000.arrow"] * 3,
     ]  # fmt: skip

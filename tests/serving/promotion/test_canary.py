@@ -16,7 +16,8 @@ from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.canary import Judge, Pair
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.promotion.reconcile import reconcile
-from pipeline.serving.promotion.relay import receive_message, send_message, socket_path
+from pipeline.serving.promotion.relay import socket_path
+from pipeline.serving.triton.backend.flyweight_messages import receive_message, send_message
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import CONFIG_FILE
 from pipeline.settings.schema import Promote

@@ -10,7 +10,6 @@ from exact import exact_answers
 from pipeline import components
 from pipeline.compression.quantization import writing
 from pipeline.compression.quantization.proof import count_operators
-from pipeline.compression.quantization.quantizers import static
 from pipeline.compression.quantization.quantizers.static import Static
 from pipeline.errors import ModelError, SettingsError
 from pipeline.export import tensorrt
@@ -120,13 +119,6 @@ def test_other_calibrations_hold_too_and_print_nothing(calibration, digits, floa
     agreement = exact_answers(tmp_path / "model.onnx", images).argmax(1) == exact_answers(float_file, images).argmax(1)
     assert agreement.mean() > 0.9
     assert capfd.readouterr().out == ""
-
-
-def test_channels_of_different_brightness_are_normalised_in_float():
-    scale, shift = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in ([0.02, 0.01], [-2, -1]))
-    assert static._pixel_quantization(scale, shift) is None
-    same = static._pixel_quantization(scale[:, :1], shift[:, :1])
-    assert (float(same["scale"]), int(same["zero_point"])) == (pytest.approx(0.02), 100)
 
 
 @pytest.mark.parametrize(
