@@ -32,6 +32,14 @@ class Stage:
     timeout_minutes: int = 30
     reusable: bool = True
     """Whether a FINISHED run with the same fingerprint may stand in for a new one."""
+    measures: bool = False
+    """Whether it measures this machine, so that what another machine measured never stands in."""
+    measures_with: tuple[str, ...] = ()
+    """Arguments of its components with which it measures this machine, where they are set."""
+    loads: tuple[str, ...] = ()
+    """Python packages that it loads by a name which no import statement shows."""
+    looks_for_damage: bool = False
+    """Whether it is there to find damaged data: it looks at the files as they are. Other stages get only what is whole."""
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -58,6 +66,7 @@ _ALL = (
         inputs={"data": "prepare_data"},
         section="expectations",
         retries=1,
+        looks_for_damage=True,
     ),
     Stage(
         "train",
@@ -86,6 +95,7 @@ _ALL = (
         pool="training",
         retries=2,
         timeout_minutes=24 * 60,
+        measures_with=("keep_latency",),
     ),
     Stage(
         "quantize",
@@ -95,6 +105,7 @@ _ALL = (
         pool="training",
         retries=2,
         timeout_minutes=24 * 60,
+        measures=True,
     ),
     Stage(
         "export_onnx",
@@ -114,6 +125,8 @@ _ALL = (
         inputs={"data": "prepare_data", "candidates": "export_onnx"},
         shared=("serving",),
         timeout_minutes=120,
+        measures=True,
+        loads=("tensorrt", "tensorrt_rtx_bindings"),
     ),
     Stage(
         "evaluate",
@@ -129,6 +142,7 @@ _ALL = (
         shared=("budget", "serving", "seed"),
         pool="training",
         timeout_minutes=120,
+        measures=True,
     ),
     Stage(
         "promote",
