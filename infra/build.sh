@@ -1,11 +1,14 @@
 #!/bin/sh
 # Build the images: `sh infra/build.sh`. Arguments go to `docker compose build`.
 #
-# The version of the code goes into the image, where there is no git to ask: finished stages are reused only under the
-# same version. A tree with changes has none, so nothing that such an image makes is ever reused.
+# The commit goes into the image, where there is no git to ask: runs in MLflow are tagged with it. What is reused does not
+# depend on it, but on the contents of the files in the image.
 set -eu
 cd "$(dirname "$0")/.."
-FLYWEIGHT_CODE_VERSION=$(.venv/bin/python -c 'from pipeline.tracking.handover import code_version; print(code_version()[0] or "")')
-export FLYWEIGHT_CODE_VERSION
-echo "code version: ${FLYWEIGHT_CODE_VERSION:-none, the working tree differs from the commit}"
+FLYWEIGHT_GIT_COMMIT=$(git rev-parse HEAD 2>/dev/null || true)
+if [ -n "$FLYWEIGHT_GIT_COMMIT" ] && [ -n "$(git status --porcelain)" ]; then
+    FLYWEIGHT_GIT_COMMIT=$FLYWEIGHT_GIT_COMMIT-dirty
+fi
+export FLYWEIGHT_GIT_COMMIT
+echo "commit: ${FLYWEIGHT_GIT_COMMIT:-none, this is no git repository}"
 exec docker compose --profile cpu build "$@"

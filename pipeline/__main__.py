@@ -145,7 +145,7 @@ load.add_to(main)
 def all_stages(recipe: str | None, overrides: tuple[str, ...], force: bool, pipeline: str | None) -> None:
     """Run the whole graph without Airflow; starts MLflow and Triton if need be and leaves them running."""
     from pipeline.services import services as stack
-    from pipeline.tracking import stage as tracking
+    from pipeline.tracking.stage import run_stage
 
     settings = options.settings(recipe, overrides)
     pipeline = _name(pipeline, "all")
@@ -154,7 +154,7 @@ def all_stages(recipe: str | None, overrides: tuple[str, ...], force: bool, pipe
     try:
         for stage in STAGES.values():
             inputs = {name: runs[source] for name, source in stage.inputs.items()}
-            ended = tracking.run_stage(stage.name, settings, inputs, pipeline=pipeline, force=force, say=_say)
+            ended = run_stage(stage.name, settings, inputs, pipeline=pipeline, force=force, say=_say)
             runs[stage.name] = ended.run_id
     finally:
         _report(pipeline, None)
@@ -271,16 +271,15 @@ def _name(given: str | None, what: str) -> str:
 
 def _report(pipeline: str, out: Path | None, ending: str | None = None) -> None:
     from pipeline.report import page
-    from pipeline.tracking import evidence
-    from pipeline.tracking import stage as tracking
+    from pipeline.tracking import evidence, pipeline_run
 
     found = evidence.gather(pipeline)
     _say(f"flyweight: run {found['parent_run_id']} {found['parent_url']}")
     text = page.page(found)
-    address = tracking.log_report(found["pipeline"], text, page.summary(found))
+    address = pipeline_run.log_report(found, text, page.summary(found))
     if out:
         out.write_text(text, encoding="utf-8")
-    tracking.close_pipeline(found["pipeline"], ending == "FINISHED" if ending else evidence.is_complete(found))
+    pipeline_run.close_pipeline(found["pipeline"], ending == "FINISHED" if ending else evidence.is_complete(found))
     click.echo(f"report: {address}")
 
 

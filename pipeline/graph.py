@@ -37,6 +37,14 @@ class Stage:
     """Whether a FINISHED run with the same fingerprint may stand in for a new one."""
     may_skip: bool = False
     """Whether it may say that it cannot run here; what follows it runs all the same."""
+    measures: bool = False
+    """Whether it measures this machine, so that what another machine measured never stands in."""
+    measures_with: tuple[str, ...] = ()
+    """Arguments of its components with which it measures this machine, where they are set."""
+    loads: tuple[str, ...] = ()
+    """Python packages that it loads by a name which no import statement shows."""
+    looks_for_damage: bool = False
+    """Whether it is there to find damaged data: it looks at the files as they are. Other stages get only what is whole."""
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -74,6 +82,7 @@ _ALL = (
         inputs={"data": "prepare_data"},
         section="expectations",
         retries=1,
+        looks_for_damage=True,
     ),
     Stage(
         "train",
@@ -105,6 +114,7 @@ _ALL = (
         pool="training",
         retries=2,
         timeout_minutes=24 * 60,
+        measures_with=("keep_latency",),
     ),
     Stage(
         "quantize",
@@ -115,6 +125,7 @@ _ALL = (
         pool="training",
         retries=2,
         timeout_minutes=24 * 60,
+        measures=True,
     ),
     Stage(
         "export_onnx",
@@ -137,6 +148,8 @@ _ALL = (
         shared=("serving",),
         timeout_minutes=120,
         may_skip=True,
+        measures=True,
+        loads=("tensorrt", "tensorrt_rtx_bindings"),
     ),
     Stage(
         "evaluate",
@@ -153,6 +166,7 @@ _ALL = (
         shared=("budget", "serving", "seed"),
         pool="training",
         timeout_minutes=120,
+        measures=True,
     ),
     Stage(
         "promote",

@@ -118,7 +118,7 @@ def test_its_function_is_annotated_as_a_stage(stage):
     assert ast.get_docstring(definition)
 
 
-@pytest.mark.parametrize("banned", ["mlflow", "airflow", "pipeline.tracking.stage", "pipeline.tracking.handover"])
+@pytest.mark.parametrize("banned", ["mlflow", "airflow", "pipeline.tracking.stage", "pipeline.tracking.rest"])
 @each_stage
 def test_it_knows_neither_mlflow_nor_airflow(stage, banned):
     tree = ast.parse((FOLDER / f"{stage.name}.py").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from pipeline.serving.load.tuning import TUNED
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
-from pipeline.tracking import stage
+from pipeline.tracking.registry import registry as model_registry
 
 
 def champion(directory: Path) -> Path:
@@ -30,7 +30,7 @@ def champion(directory: Path) -> Path:
         urllib.request.urlopen(f"{places.mlflow()}/health", timeout=2).close()
     except OSError as error:
         raise SystemExit(f"No MLflow answers at {places.mlflow()} ({error}), so there is no champion. {how}") from error
-    registry, name = stage.registry(), Serving().model
+    registry, name = model_registry(), Serving().model
     version = registry.aliases(name).get("champion")
     if version is None:
         raise SystemExit(f"The registry at {places.mlflow()} has no champion of {name!r}. {how}")

@@ -103,10 +103,10 @@ def tune_serving(
     from pipeline.progress import bar
     from pipeline.serving.load import report, tuning_run
     from pipeline.serving.triton import artifact as onnx_artifact
-    from pipeline.tracking import handover, stage
+    from pipeline.tracking import other_run, rest
 
     settings = options.settings(recipe, overrides)
-    handover.experiment_id()  # before minutes of measuring: is MLflow there?
+    rest.experiment_id()  # before minutes of measuring: is MLflow there?
     with _triton():
         artifact = onnx_artifact.from_file(onnx) if onnx else tuning_run.promoted(model or settings.serving.model)
         with bar.shown("tune-serving", click.echo):
@@ -118,7 +118,7 @@ def tune_serving(
         parameters: dict[str, Any] = {"sha256": artifact.sha256, "load": found.load}
         parameters |= {f"start.{name}": value for name, value in tuning_run.values(found.start).items()}
         parameters |= {f"chosen.{name}": value for name, value in tuning_run.values(found.chosen).items()}
-        address = stage.log_run("tune-serving", parameters, metrics, Path(folder))
+        address = other_run.log_run("tune-serving", parameters, metrics, Path(folder))
     click.echo(found.sentence)
     if found.better:
         _write_settings(found, recipe)

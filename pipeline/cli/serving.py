@@ -117,7 +117,7 @@ def _live_overrides(canary: float | None, shadow: bool, seconds: float | None, r
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
     from pipeline.serving.promotion import promote as promotion
     from pipeline.serving.promotion.pull import pull
-    from pipeline.tracking import stage as tracking
+    from pipeline.tracking import registry as tracking
 
     settings = cli_options.settings(recipe, overrides)
     registry = tracking.registry()
@@ -143,7 +143,7 @@ def _promote_file(
     from pipeline.serving.promotion.pull import BY_HAND, VERDICT
     from pipeline.serving.triton import artifact as onnx_artifact
     from pipeline.serving.triton.repository import MODEL_FILE
-    from pipeline.tracking import stage as tracking
+    from pipeline.tracking import registry as tracking
 
     settings = cli_options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
     rows = min(settings.promote.golden_images, settings.serving.max_batch_size)
@@ -180,7 +180,7 @@ def _say_promoted(done: Any) -> None:
 def rollback(model: str) -> None:
     """Serve the version before the present one again; instant while it is warm."""
     from pipeline.serving.promotion.rollback import rollback as roll_back
-    from pipeline.tracking import stage as tracking
+    from pipeline.tracking import registry as tracking
 
     with _triton() as client:
         version = roll_back(model, client)
@@ -215,7 +215,7 @@ def history(model: str, as_json: bool) -> None:
 def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Compare ledger, disk, Triton and registry; put right what can be, say what a person must do."""
     from pipeline.serving.promotion.reconcile import reconcile as compare
-    from pipeline.tracking import stage as tracking
+    from pipeline.tracking import registry as tracking
 
     settings = cli_options.settings(recipe, overrides)
     model = settings.serving.model

@@ -13,8 +13,6 @@ import importlib
 import importlib.util
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +22,8 @@ from typing import Any, Literal
 
 from pipeline.errors import ModelError
 from pipeline.machine import places
+from pipeline.machine.gpu import Gpu as Gpu
+from pipeline.machine.gpu import find_gpu as find_gpu
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 MODULES: dict[Builder, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
@@ -55,29 +55,6 @@ _CURES = (
     (r"", _TAKE_OUT),
 )
 """What a refusal (``operator: reason``) matches -> what to do about it; the first that matches."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The first GPU of this machine."""
-
-    name: str
-    driver: str
-    compute_capability: str
-    """As in ``SM89``."""
-
-
-def find_gpu() -> Gpu | None:
-    """Return the first GPU that the driver's own tool lists, or None."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    if answer.returncode or not answer.stdout.strip():
-        return None
-    name, driver, capability = (part.strip() for part in answer.stdout.splitlines()[0].split(","))
-    return Gpu(name, driver, f"SM{capability.replace('.', '')}")
 
 
 def missing(builder: Builder, gpu: Gpu | None) -> str | None:

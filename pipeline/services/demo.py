@@ -18,7 +18,7 @@ from pipeline.progress.board import Board, LiveTable, PlainLog, ProgressFile, du
 from pipeline.services.airflow_client import AirflowClient
 from pipeline.services.airflow_settings import USER, password_file
 from pipeline.settings.form import FORCE, RECIPE
-from pipeline.tracking import evidence, handover
+from pipeline.tracking import evidence, rest
 
 DAG = "make_proxy"
 _POLL_SECONDS = 2.0
@@ -109,8 +109,8 @@ def _instances(airflow: AirflowClient, name: str) -> list[dict[str, Any]]:
 def _notes(name: str) -> list[dict[str, Any]]:
     """How the stages of the pipeline ended so far, from the parent run; none before there is one."""
     with contextlib.suppress(FlyweightError):
-        tags = handover.tags_of(evidence.find_parent(name))
-        return [json.loads(value) for key, value in tags.items() if key.startswith(f"{handover.TAG}stage.")]
+        tags = rest.tags_of(evidence.find_parent(name))
+        return [json.loads(value) for key, value in tags.items() if key.startswith(f"{rest.TAG}stage.")]
     return []
 
 

@@ -22,7 +22,6 @@ from pipeline.export import tensorrt
 from pipeline.machine import cpu, places, workspace
 from pipeline.services import services
 from pipeline.services.airflow_settings import password_file
-from pipeline.tracking import handover
 
 _GB = 1e9
 _DISK_GB, _MEMORY_GB = 5, 3  # what a first demo writes; what the stack and a training on two processes take
@@ -206,9 +205,10 @@ def _data() -> Iterator[Check]:
 
 
 def _reuse() -> Iterator[Check]:
-    version, why = handover.code_version()
-    found = f"finished stages of code version {version} are reused" if version else f"no stage is reused: {why}"
-    yield Check("reuse", True if version else None, found, "commit what you changed")
+    given = os.environ.get("FLYWEIGHT_CODE_VERSION")
+    found = "finished stages are reused where settings, inputs, sources and versions are the same"
+    fixed = f"FLYWEIGHT_CODE_VERSION={given} stands for all sources of Flyweight: an edit of them runs nothing again"
+    yield Check("reuse", None if given else True, fixed if given else found, "unset it while you edit" if given else "")
 
 
 def _browser() -> Iterator[Check]:

@@ -24,6 +24,7 @@ from pipeline.files import lock
 from pipeline.machine import places, workspace
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
+from pipeline.records.data import DATA_FILE
 from pipeline.settings.schema import Data
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def prepare_data(config: Data, *, out: Path) -> Metrics:
     root = workspace.root().resolve()
     path = directory.relative_to(root) if directory.is_relative_to(root) else directory
     facts = {"dataset": name, "path": str(path), **revision}
-    (out / "data.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    (out / DATA_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(directory / MANIFEST_FILE, out / MANIFEST_FILE)
     report("prepare", done=1, total=1)
     images = {f"{split}_images": float(count) for split, count in manifest.counts.items()}

@@ -11,32 +11,38 @@ from typing import Any
 
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
-from pipeline.tracking import handover
-from pipeline.tracking.handover import TAG
+from pipeline.records.candidates import ENGINES_FILE
+from pipeline.records.data import DATA_FILE
+from pipeline.records.evaluation import EVALUATION_FILE, VERDICT_FILE
+from pipeline.records.promotion import PROMOTION_FILE, SERVED_FILE
+from pipeline.records.quantization import QUANTIZATION_FILE
+from pipeline.records.training import BASELINE_FILE, HISTORY_FILE
+from pipeline.tracking import rest
+from pipeline.tracking.rest import TAG
 
 
 def gather(pipeline: str) -> dict[str, Any]:
     """Return everything known of a pipeline run; a part that is not there (yet) is None. Raises `FlyweightError`."""
     parent = find_parent(pipeline)
-    info, tags = parent["info"], handover.tags_of(parent)
+    info, tags = parent["info"], rest.tags_of(parent)
     stages = _stages(tags)
     runs = {stage["stage"]: stage["run_id"] for stage in stages if stage["run_id"]}
     return {
         "pipeline": tags[f"{TAG}pipeline"],
         "parent_run_id": info["run_id"],
-        "parent_url": handover.run_url(info["run_id"], info["experiment_id"]),
-        "report_url": handover.report_url(info["run_id"], info["experiment_id"]),
+        "parent_url": rest.run_url(info["run_id"], info["experiment_id"]),
+        "report_url": rest.report_url(info["run_id"], info["experiment_id"]),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info["start_time"] / 1000)),
         "stages": stages,
-        "verdict": _json(runs.get("evaluate"), "verdict.json"),
-        "evaluation": _json(runs.get("evaluate"), "evaluation.json"),
-        "history": {name: _json(runs.get(name), "history.json") for name in ("train", "distill", "prune")},
-        "baseline": _json(runs.get("distill"), "baseline.json"),
-        "quantization": _json(runs.get("quantize"), "quantization.json"),
-        "engines": _json(runs.get("build_tensorrt"), "engines.json"),
-        "promotion": _json(runs.get("promote"), "promotion.json"),
-        "served": _json(runs.get("verify_served"), "served.json"),
-        "data": _json(runs.get("prepare_data"), "data.json"),
+        "verdict": _json(runs.get("evaluate"), VERDICT_FILE),
+        "evaluation": _json(runs.get("evaluate"), EVALUATION_FILE),
+        "history": {name: _json(runs.get(name), HISTORY_FILE) for name in ("train", "distill", "prune")},
+        "baseline": _json(runs.get("distill"), BASELINE_FILE),
+        "quantization": _json(runs.get("quantize"), QUANTIZATION_FILE),
+        "engines": _json(runs.get("build_tensorrt"), ENGINES_FILE),
+        "promotion": _json(runs.get("promote"), PROMOTION_FILE),
+        "served": _json(runs.get("verify_served"), SERVED_FILE),
+        "data": _json(runs.get("prepare_data"), DATA_FILE),
         "settings": _settings(runs),
         "lineage": _lineage(tags, runs),
     }
@@ -52,11 +58,9 @@ def find_parent(pipeline: str) -> dict[str, Any]:
     where = f"tags.`{TAG}kind` = 'pipeline'"
     if pipeline != "latest":
         where += f" and tags.`{TAG}pipeline` = '{pipeline}'"
-    found = handover.search_runs(where, limit=1)
+    found = rest.search_runs(where, limit=1)
     if not found:
-        known = [
-            handover.tags_of(run)[f"{TAG}pipeline"] for run in handover.search_runs(f"tags.`{TAG}kind` = 'pipeline'", 5)
-        ]
+        known = [rest.tags_of(run)[f"{TAG}pipeline"] for run in rest.search_runs(f"tags.`{TAG}kind` = 'pipeline'", 5)]
         raise FlyweightError(f"MLflow has no pipeline run {pipeline!r}; the newest: {', '.join(known) or 'none yet'}")
     return found[0]
 
@@ -75,7 +79,7 @@ def _settings(runs: dict[str, str]) -> dict[str, str]:
     """The flat settings of all stages of the run, as MLflow recorded them."""
     settings: dict[str, str] = {}
     for run_id in runs.values():
-        run = handover.get_run(run_id)
+        run = rest.get_run(run_id)
         settings |= {param["key"]: param["value"] for param in run["data"].get("params", [])}
     return settings
 
@@ -95,10 +99,10 @@ def _lineage(parent: dict[str, str], runs: dict[str, str]) -> dict[str, str]:
     tags = dict(parent)
     for name in ("prepare_data", "promote"):
         if name in runs:
-            tags = {**handover.tags_of(handover.get_run(runs[name])), **tags}
+            tags = {**rest.tags_of(rest.get_run(runs[name])), **tags}
     return {label: tags[key] for label, key in wanted.items() if key in tags}
 
 
 def _json(run_id: str | None, path: str) -> Any:
-    data = handover.artifact(run_id, path) if run_id else None
+    data = rest.artifact(run_id, path) if run_id else None
     return json.loads(data) if data else None

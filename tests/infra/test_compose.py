@@ -173,7 +173,7 @@ def test_nothing_falls_back_to_a_default_secret():
     example = dict(
         line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if re.match(r"\w+=", line)
     )
-    assert names - {"FLYWEIGHT_CODE_VERSION"} == set(example) - {"COMPOSE_PROFILES"}
+    assert names - {"FLYWEIGHT_GIT_COMMIT"} == set(example) - {"COMPOSE_PROFILES"}
     assert not [name for name in (*names, *example) if SECRET_WORDS.search(name)]
 
 

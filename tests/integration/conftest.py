@@ -44,7 +44,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv(
             "FLYWEIGHT_TRITON_HOME", os.environ.get("FLYWEIGHT_TRITON_HOME", str(SOURCE / ".flyweight" / "triton"))
         )
-        patch.setenv("FLYWEIGHT_CODE_VERSION", "tests")  # so that stages are reused although the tree may be dirty
         for name, port in ports.items():
             patch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(port))
         now = {name: (before.get(name), os.environ.get(name)) for name in {*before, *os.environ}}

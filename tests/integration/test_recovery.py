@@ -11,7 +11,7 @@ import pytest
 from dag_runs import EPOCHS, Ended, run_dag, trainers
 
 from pipeline.serving.triton.client import Client
-from pipeline.tracking import handover
+from pipeline.tracking import rest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -21,18 +21,18 @@ def test_a_killed_training_resumes_from_its_checkpoint_and_leaves_no_ghost(kille
     found = killed_once.found
     epochs = [entry["epoch"] for entry in found["history"]["train"]]
     assert epochs == list(range(1, EPOCHS + 1))
-    parents = handover.search_runs(
-        f"tags.`{handover.TAG}pipeline` = '{found['pipeline']}' and tags.`{handover.TAG}kind` = 'pipeline'"
+    parents = rest.search_runs(
+        f"tags.`{rest.TAG}pipeline` = '{found['pipeline']}' and tags.`{rest.TAG}kind` = 'pipeline'"
     )
     assert len(parents) == 1
-    trainings = handover.search_runs(
-        f"tags.`mlflow.parentRunId` = '{found['parent_run_id']}' and tags.`{handover.TAG}stage` = 'train'"
+    trainings = rest.search_runs(
+        f"tags.`mlflow.parentRunId` = '{found['parent_run_id']}' and tags.`{rest.TAG}stage` = 'train'"
     )
     assert [run["info"]["status"] for run in trainings] == ["FINISHED"]
-    tags = handover.tags_of(trainings[0])
+    tags = rest.tags_of(trainings[0])
     assert tags["airflow.try_number"] == "2"
-    assert f"{handover.TAG}interrupted" in tags  # the first attempt was noted, and opened again
-    assert handover.search_runs("attributes.status = 'RUNNING'") == []
+    assert f"{rest.TAG}interrupted" in tags  # the first attempt was noted, and opened again
+    assert rest.search_runs("attributes.status = 'RUNNING'") == []
     assert trainers() == []
 
 

@@ -13,7 +13,7 @@ def registry(tmp_path, monkeypatch):
     """A registry without a server: MLflow's client speaks to SQLite itself."""
     from mlflow import MlflowClient
 
-    from pipeline.tracking.stage import MlflowRegistry
+    from pipeline.tracking.registry import MlflowRegistry
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

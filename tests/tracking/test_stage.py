@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
 import types
-import urllib.request
 
 import pytest
 
@@ -17,34 +15,11 @@ from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import Stage
 from pipeline.progress import events
 from pipeline.settings import schema as config
-from pipeline.tracking import evidence, handover
+from pipeline.tracking import evidence, inputs, pipeline_run, rest
 from pipeline.tracking import stage as tracking
+from pipeline.tracking.other_run import log_run
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory):
-    home = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--no-serve-artifacts"]
-    command += ["--default-artifact-root", str(home / "artifacts")]
-    server = subprocess.Popen(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.time() + 150
-    while time.time() < deadline:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2)
-            break
-        except OSError:
-            assert server.poll() is None
-            time.sleep(0.5)
-    yield url
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(30)
 
 
 @pytest.fixture
@@ -77,16 +52,16 @@ def test_a_finished_stage_is_committed_with_all_it_left(stage):
     result, lines = stage(work)
     assert result.status == "finished"
     assert lines[0] == f"flyweight: run {result.run_id} {result.url}"
-    run = handover.get_run(result.run_id)
+    run = rest.get_run(result.run_id)
     assert run["info"]["status"] == "FINISHED"
     metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
     assert metrics["accuracy"] == 0.5
     assert metrics["loss"] == 1.0
     assert {"key": "expectations.min_images", "value": "100"} in run["data"]["params"]
-    assert handover.artifact(result.run_id, "answer.json") == b"42"
-    assert handover.artifact(result.run_id, "none.json") is None
-    parent = handover.get_run(handover.tags_of(run)["mlflow.parentRunId"])
-    assert json.loads(handover.tags_of(parent)["flyweight.stage.fake"])["status"] == "finished"
+    assert rest.artifact(result.run_id, "answer.json") == b"42"
+    assert rest.artifact(result.run_id, "none.json") is None
+    parent = rest.get_run(rest.tags_of(run)["mlflow.parentRunId"])
+    assert json.loads(rest.tags_of(parent)["flyweight.stage.fake"])["status"] == "finished"
 
 
 def test_the_same_again_is_reused_and_force_runs_it(stage):
@@ -115,14 +90,14 @@ def test_a_mendable_failure_keeps_its_evidence_and_is_never_reused(stage):
         with pytest.raises(FlyweightError, match="too slow"):
             stage(work)
         parent = evidence.find_parent("latest")
-        ids.append(json.loads(handover.tags_of(parent)["flyweight.stage.fake"])["run_id"])
+        ids.append(json.loads(rest.tags_of(parent)["flyweight.stage.fake"])["run_id"])
     assert ids[0] != ids[1]
-    run = handover.get_run(ids[0])
+    run = rest.get_run(ids[0])
     assert run["info"]["status"] == "FAILED"
-    assert handover.tags_of(run)["flyweight.error"] == "INFEASIBLE: too slow"
-    assert handover.artifact(ids[0], "verdict.json") == b"{}"
-    with pytest.raises(FlyweightError, match="that run is FAILED; only a FINISHED run hands anything over"):
-        handover.find_inputs(Stage("next", "", inputs={"x": "fake"}), {"x": ids[0]})
+    assert rest.tags_of(run)["flyweight.error"] == "INFEASIBLE: too slow"
+    assert rest.artifact(ids[0], "verdict.json") == b"{}"
+    with pytest.raises(FlyweightError, match="that run is FAILED; only a FINISHED run can be an input"):
+        inputs.find_inputs(Stage("next", "", inputs={"x": "fake"}), {"x": ids[0]})
 
 
 def test_a_skipped_stage_says_why_and_is_looked_at_again(stage):
@@ -133,7 +108,7 @@ def test_a_skipped_stage_says_why_and_is_looked_at_again(stage):
     second, _ = stage(work)
     assert first.status == second.status == "skipped"
     assert first.run_id != second.run_id
-    found = handover.find_inputs(Stage("next", "", inputs={"x": "fake"}), {"x": first.run_id})
+    found = inputs.find_inputs(Stage("next", "", inputs={"x": "fake"}), {"x": first.run_id})
     assert found["x"].identity == "skipped: no GPU here"  # so what comes after may still be reused
 
 
@@ -150,11 +125,11 @@ def test_a_retry_opens_the_same_run_and_finds_its_checkpoint(stage):
 
     with pytest.raises(OSError, match="passing"):
         stage(breaks)
-    failed = json.loads(handover.tags_of(evidence.find_parent("latest"))["flyweight.stage.fake"])
+    failed = json.loads(rest.tags_of(evidence.find_parent("latest"))["flyweight.stage.fake"])
     result, _ = stage(works)
     assert result.run_id == failed["run_id"]
-    assert handover.get_run(result.run_id)["info"]["status"] == "FINISHED"
-    assert handover.artifact(result.run_id, "half") is None
+    assert rest.get_run(result.run_id)["info"]["status"] == "FINISHED"
+    assert rest.artifact(result.run_id, "half") is None
 
 
 def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
@@ -172,12 +147,12 @@ def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     run_id = done.stdout.split()[2]
-    assert handover.get_run(run_id)["info"]["status"] == "RUNNING"
+    assert rest.get_run(run_id)["info"]["status"] == "RUNNING"
     again, _ = stage(lambda config, *, out: {}, pipeline="ghost")
     assert again.run_id == run_id  # the retry continues the run that the dead process left
-    assert handover.get_run(run_id)["info"]["status"] == "FINISHED"
-    tracking.close_pipeline("ghost", complete=True)
-    assert handover.search_runs("attributes.status = 'RUNNING' and tags.`flyweight.pipeline` = 'ghost'") == []
+    assert rest.get_run(run_id)["info"]["status"] == "FINISHED"
+    pipeline_run.close_pipeline("ghost", complete=True)
+    assert rest.search_runs("attributes.status = 'RUNNING' and tags.`flyweight.pipeline` = 'ghost'") == []
 
 
 def test_a_stage_that_is_told_to_stop_ends_its_run(stage):
@@ -187,21 +162,21 @@ def test_a_stage_that_is_told_to_stop_ends_its_run(stage):
 
     with pytest.raises(Interrupted):
         stage(work)
-    note = json.loads(handover.tags_of(evidence.find_parent("latest"))["flyweight.stage.fake"])
+    note = json.loads(rest.tags_of(evidence.find_parent("latest"))["flyweight.stage.fake"])
     assert note["status"] == "killed"
-    assert handover.get_run(note["run_id"])["info"]["status"] == "KILLED"
+    assert rest.get_run(note["run_id"])["info"]["status"] == "KILLED"
 
 
 def test_what_is_no_stage_is_one_finished_run_with_its_files(mlflow_server, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     (tmp_path / "tuning.md").write_text("| a table |")
-    address = tracking.log_run("tune-serving", {"chosen.threads": 2}, {"ratio": 1.25}, tmp_path)
-    run = handover.get_run(address.rpartition("/")[2])
+    address = log_run("tune-serving", {"chosen.threads": 2}, {"ratio": 1.25}, tmp_path)
+    run = rest.get_run(address.rpartition("/")[2])
     assert run["info"]["status"] == "FINISHED"
-    assert handover.tags_of(run)["flyweight.kind"] == "tune-serving"
+    assert rest.tags_of(run)["flyweight.kind"] == "tune-serving"
     assert [(metric["key"], metric["value"]) for metric in run["data"]["metrics"]] == [("ratio", 1.25)]
     assert run["data"]["params"] == [{"key": "chosen.threads", "value": "2"}]
-    assert handover.artifact(run["info"]["run_id"], "tuning.md") == b"| a table |"
+    assert rest.artifact(run["info"]["run_id"], "tuning.md") == b"| a table |"
 
 
 def test_a_run_without_mlflow_fails_at_once_with_the_cure(monkeypatch, tmp_path):
@@ -209,4 +184,4 @@ def test_a_run_without_mlflow_fails_at_once_with_the_cure(monkeypatch, tmp_path)
     with pytest.raises(
         ConnectionError, match=r"MLflow does not answer at http://127\.0\.0\.1:9 .*start it with `flyweight up`"
     ):
-        tracking.log_run("tune-serving", {}, {}, tmp_path)
+        log_run("tune-serving", {}, {}, tmp_path)

@@ -16,7 +16,7 @@ from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import temporary_models
 from pipeline.settings.schema import Budget, Promote, Serving
-from pipeline.tracking import stage
+from pipeline.tracking import other_run
 
 pytestmark = pytest.mark.integration
 
@@ -103,14 +103,14 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
     )
     (tmp_path / "recipes").mkdir()
     monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
-    monkeypatch.setattr("pipeline.tracking.handover.experiment_id", lambda: "0")
+    monkeypatch.setattr("pipeline.tracking.rest.experiment_id", lambda: "0")
     logged = {}
 
     def log_run(kind, parameters, metrics, directory):
         logged.update(parameters=parameters, metrics=metrics, files=sorted(path.name for path in directory.iterdir()))
         return "http://mlflow/run"
 
-    monkeypatch.setattr(stage, "log_run", log_run)
+    monkeypatch.setattr(other_run, "log_run", log_run)
     options = ["--seconds", "0.3", "--set", "budget.at_concurrency=1", "--set", "evaluate.concurrency=[1]"]
     done = CliRunner().invoke(main, ["tune-serving", served, *options])
     assert done.exit_code == 0, f"{done.output}\n{done.exception!r}"

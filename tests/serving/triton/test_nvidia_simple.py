@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.__main__ import main
 from pipeline.serving.triton.client import Client
-from pipeline.tracking import stage
+from pipeline.tracking import registry as tracking
 
 pytestmark = pytest.mark.integration
 FIRST = np.arange(16, dtype=np.int32).reshape(1, 16)
@@ -38,7 +38,7 @@ def url(triton_server, tmp_path_factory):
         patch.setenv("FLYWEIGHT_HOME", str(triton_server.home / "home"))
         patch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(triton_server.repository))
         patch.setenv("FLYWEIGHT_TRITON_GRPC", triton_server.url)
-        patch.setattr(stage, "registry", lambda: Registry(folder / "registry.json"))
+        patch.setattr(tracking, "registry", lambda: Registry(folder / "registry.json"))
         arguments = ["promote", "--onnx", str(file), "--name", "simple", "--set", "promote.observe_s=0"]
         done = CliRunner().invoke(main, arguments, catch_exceptions=False)
         assert "simple serves version 1 (replaced version none), SHA-256" in done.output

@@ -7,7 +7,7 @@ import pytest
 from pipeline.files import sha256
 from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.serving.triton.artifact import from_file
-from pipeline.tracking import stage
+from pipeline.tracking.registry import MlflowRegistry
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +21,7 @@ def test_a_file_of_any_interface_comes_back_as_it_was(home, monkeypatch, tmp_pat
     directory = tmp_path / toy.__name__
     model = from_file(toy(directory / "model.onnx"))
     (directory / SPEC_FILE).write_text(model.spec.model_dump_json())
-    registry = stage.MlflowRegistry(client, experiment, run_id=None)
+    registry = MlflowRegistry(client, experiment, run_id=None)
     version = registry.register(toy.__name__, directory, {"sha256": model.sha256})
     (tmp_path / "back").mkdir()
     assert registry.fetch(toy.__name__, version, tmp_path / "back")["sha256"] == model.sha256

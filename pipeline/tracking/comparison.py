@@ -1,0 +1,111 @@
+"""What MLflow's table of runs shows of a pipeline run: the numbers by which runs are compared, its settings, its data.
+
+The metrics stand under ``proxy/`` (the winner) and ``teacher/``, in the same order, so that MLflow draws them side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.records.evaluation import TEACHER, Evaluation, Measured, Verdict
+
+_LONGEST = 6000
+"""Characters of a parameter that MLflow takes."""
+_AT_ONCE = 100
+"""Parameters that MLflow takes in one request."""
+
+
+def metrics(evidence: Mapping[str, Any]) -> dict[str, float]:
+    """Return name -> number of the winner and the teacher, as far as the pipeline run came."""
+    found = dict(_wall_time(evidence))
+    if evidence.get("evaluation"):
+        evaluation = Evaluation.model_validate(evidence["evaluation"])
+        found |= {f"teacher/{name}": value for name, value in _numbers(evaluation.teacher, evaluation.teacher)}
+        if shown := _shown(evidence):
+            candidate = evaluation.candidate(shown)
+            found |= {f"proxy/{name}": value for name, value in _numbers(candidate, evaluation.teacher)}
+    return found
+
+
+def tags(evidence: Mapping[str, Any]) -> dict[str, str]:
+    """Return the words that tell runs apart: verdict, winner, data and the version that went live."""
+    found: dict[str, str] = {}
+    if evidence.get("verdict"):
+        verdict = Verdict.model_validate(evidence["verdict"])
+        found["verdict"] = verdict.verdict
+        if name := verdict.winner or verdict.nearest:
+            found["winner" if verdict.winner else "nearest"] = name
+    if promotion := evidence.get("promotion"):
+        found |= {"triton.model": promotion["model"], "triton.version": str(promotion["version"])}
+        found["registered_version"] = f"{promotion['model']} {promotion['version']}"
+    if data := evidence.get("data"):
+        found["data"] = data["dataset"]
+        found |= {f"flyweight.{key}": str(data[key]) for key in ("dvc_md5", "dvc_rev") if data.get(key)}
+    return found
+
+
+def log(client: Any, parent: str, evidence: Mapping[str, Any]) -> None:
+    """Write metrics, settings, tags and the data set into the parent run; what stands there already stays or is replaced."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    now = int(time.time() * 1000)
+    run = client.get_run(parent)
+    known = run.data.params  # MLflow lets none of them change
+    fresh = [Param(key, value[:_LONGEST]) for key, value in evidence["settings"].items() if key not in known]
+    for start in range(0, len(fresh), _AT_ONCE):
+        client.log_batch(parent, params=fresh[start : start + _AT_ONCE])
+    client.log_batch(
+        parent,
+        metrics=[Metric(name, float(value), now, 0) for name, value in metrics(evidence).items()],
+        tags=[RunTag(key, value) for key, value in tags(evidence).items()],
+    )
+    if evidence.get("data") and not run.inputs.dataset_inputs:
+        _log_data(client, parent, evidence["data"])
+
+
+def _log_data(client: Any, parent: str, data: Mapping[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    digest = (data.get("dvc_md5") or "without DVC").removesuffix(".dir")[:36]
+    dataset = Dataset(data["dataset"], digest, "dvc", json.dumps(dict(data)))
+    client.log_inputs(parent, [DatasetInput(dataset, [InputTag("mlflow.data.context", "pipeline")])])
+
+
+def _shown(evidence: Mapping[str, Any]) -> str | None:
+    """The winner, or the candidate that came nearest."""
+    if not evidence.get("verdict"):
+        return None
+    verdict = Verdict.model_validate(evidence["verdict"])
+    return verdict.winner or verdict.nearest
+
+
+def _numbers(one: Measured, teacher: Measured) -> Iterator[tuple[str, float]]:
+    if one.test:
+        accuracy = one.test.accuracy
+        yield from (("accuracy", accuracy.value), ("accuracy_low", accuracy.low), ("accuracy_high", accuracy.high))
+        if one.test.drop:
+            yield from (("accuracy_drop", one.test.drop.value), ("accuracy_drop_high", one.test.drop.high))
+    yield from (("size_mb", one.size_bytes / 1e6), ("macs", one.macs), ("parameters", one.parameters))
+    if one.offline and teacher.offline:
+        batch = max(one.offline)
+        yield "images_per_second", one.offline[batch].images_per_second
+        if one.name != TEACHER and batch in teacher.offline:
+            yield "speedup", one.offline[batch].images_per_second / teacher.offline[batch].images_per_second
+    if one.name != TEACHER:
+        yield "size_ratio", teacher.size_bytes / one.size_bytes
+    if one.served:
+        level = max(one.served)
+        yield from (("served_throughput", one.served[level].throughput), ("served_p99_ms", one.served[level].p99_ms))
+        if one.name != TEACHER and level in teacher.served:
+            yield "served_speedup", one.served[level].throughput / teacher.served[level].throughput
+
+
+def _wall_time(evidence: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Seconds from the beginning of the pipeline run to the end of its last stage."""
+    ended = [stage["ended"] for stage in evidence["stages"] if stage.get("ended")]
+    begun = time.mktime(time.strptime(evidence["begun"], "%Y-%m-%d %H:%M:%S"))
+    if ended:
+        yield "wall_seconds", max(0.0, max(ended) - begun)

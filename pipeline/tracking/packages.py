@@ -1,0 +1,55 @@
+"""Which version of an installed package is used: as installed, and as the lock file says."""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.machine import workspace
+
+_LOCKED = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*(?:==|@).*$", re.MULTILINE)
+
+
+def versions(name: str) -> dict[str, list[str]]:
+    """Return distribution -> [installed version, line of the lock file] for the top-level module `name`.
+
+    One that is not installed, or that the lock file lacks, has an empty string there.
+    """
+    locked = _locked()
+    return {one: [_installed(one), locked.get(_normal(one), "")] for one in _distributions(name)}
+
+
+@cache
+def _distributions(name: str) -> tuple[str, ...]:
+    """The distributions that may hold the module: most are called as it is, and to ask for the others takes a while."""
+    if _installed(name):
+        return (_normal(name),)
+    return tuple(sorted({_normal(one) for one in metadata.packages_distributions().get(name, [name])}))
+
+
+@cache
+def _installed(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _locked() -> dict[str, str]:
+    for folder in (workspace.root(), workspace.SOURCE):
+        path = folder / "requirements.lock"
+        if path.is_file():
+            return _parse(path, path.stat().st_mtime_ns)
+    return {}
+
+
+@lru_cache(maxsize=8)
+def _parse(path: Path, changed: int) -> dict[str, str]:
+    text = path.read_text(encoding="utf-8")
+    return {_normal(found[1]): found[0].rstrip(" \\") for found in _LOCKED.finditer(text)}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

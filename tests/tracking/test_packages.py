@@ -1,0 +1,35 @@
+"""Versions of packages: as installed, and as the lock file says."""
+
+from importlib import metadata
+
+import pytest
+
+from pipeline.machine import workspace
+from pipeline.tracking import packages
+
+
+@pytest.fixture
+def lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    return tmp_path / "requirements.lock"
+
+
+def test_a_package_has_both_versions(lock):
+    lock.write_text("click==8.0 \\\n    --hash=sha256:00\n")
+    assert packages.versions("click") == {"click": [metadata.version("click"), "click==8.0"]}
+
+
+def test_the_name_of_a_module_need_not_be_that_of_its_package(lock):
+    lock.write_text('Pillow==11.0 ; python_version >= "3.11"\nPyYAML==6.0\n')
+    assert packages.versions("PIL")["pillow"][1] == 'Pillow==11.0 ; python_version >= "3.11"'
+    assert packages.versions("yaml")["pyyaml"] == [metadata.version("pyyaml"), "PyYAML==6.0"]
+
+
+def test_what_is_neither_installed_nor_locked_is_empty(lock):
+    lock.write_text("")
+    assert packages.versions("no_such_package_here") == {"no-such-package-here": ["", ""]}
+
+
+def test_without_a_lock_file_in_the_workspace_that_of_the_clone_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "root", lambda: tmp_path)
+    assert packages.versions("torch")["torch"][1].startswith("torch==")
