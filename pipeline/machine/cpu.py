@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -44,3 +46,8 @@ def describe(cpuinfo: Path = _CPUINFO) -> Cpu:
         vnni=bool(found & {"avx_vnni", "avx512_vnni"}),
         amx="amx_int8" in found,
     )
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
