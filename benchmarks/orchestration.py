@@ -31,7 +31,9 @@ def main() -> None:
     parts.sort(key=lambda part: part.begun)
     wall, total = _seconds(run["start_date"], run["end_date"]), sum(part.own for part in parts)
 
-    print(f"{name}: {run['state']}\n\n{'task':16}{'waited':>9}{'start-up':>9}{'own':>9}{'records':>9}{'end':>9}   seconds")
+    print(
+        f"{name}: {run['state']}\n\n{'task':16}{'waited':>9}{'start-up':>9}{'own':>9}{'records':>9}{'end':>9}   seconds"
+    )
     end, waiting = _time(run["start_date"]), 0.0
     for part in parts:
         waited = max(0.0, part.begun - end)
@@ -39,13 +41,21 @@ def main() -> None:
         waiting, end = waiting + waited, max(end, part.ended)
     last = max(0.0, _time(run["end_date"]) - end)
     print(f"{'(end of run)':16}{last:9.1f}\n")
-    print(f"wall {wall:.1f} s, the stages' own time {total:.1f} s: {f'ratio {wall / total:.2f}' if total else 'all reused'}")
+    print(
+        f"wall {wall:.1f} s, the stages' own time {total:.1f} s: {f'ratio {wall / total:.2f}' if total else 'all reused'}"
+    )
     print(f"the rest, {wall - total:.1f} s:")
     for seconds, what in (
         (waiting + last, "between one task's end and the next one's start: Airflow's scheduler"),
-        (sum(part.starting for part in parts), "from a task's start until its stage begins: Airflow's task, imports, inputs"),
+        (
+            sum(part.starting for part in parts),
+            "from a task's start until its stage begins: Airflow's task, imports, inputs",
+        ),
         (sum(part.recording for part in parts), "MLflow keeps what a stage left"),
-        (sum(part.ending for part in parts), "from the end of the MLflow run to that of the task; `check` and `report` as a whole"),
+        (
+            sum(part.ending for part in parts),
+            "from the end of the MLflow run to that of the task; `check` and `report` as a whole",
+        ),
     ):
         print(f"{seconds:8.1f} s  {what}")
 
