@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import stat
@@ -41,7 +40,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Return what was found, in the order in which problems are best mended."""
+    """Return what was found, in the order in which problems are best repaired."""
     looks: tuple[Callable[[], Iterator[Check]], ...] = (
         _python,
         _packages,
@@ -112,11 +111,10 @@ def _memory() -> Iterator[Check]:
 
 def _processor() -> Iterator[Check]:
     found = cpu.describe()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check(
         "CPU",
         None if not found.vnni and found.machine == "x86_64" else True,
-        f"{found.model}, {cores} cores, {', '.join(found.flags) or 'no integer instructions that are known here'}",
+        f"{found.model}, {cpu.cores()} cores, {', '.join(found.flags) or 'no integer instructions that are known here'}",
         "none: without VNNI int8 is slower here than elsewhere, and the gate measures what it gives",
     )
 

@@ -90,7 +90,9 @@ approve_operator.evidence_text = lambda pipeline: "the table of " + pipeline  # 
 def running_stack(home: Path, dags: None) -> Iterator[None]:
     """MLflow, Triton and Airflow, healthy. Afterwards nothing of them may run."""
     try:
-        services.up(("mlflow", "triton", "airflow"), say=lambda line: None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(services, "_DEADLINE_SECONDS", 600.0)  # other tests take the cores
+            services.up(("mlflow", "triton", "airflow"), say=lambda line: None)
         yield
     finally:
         services.down(say=lambda line: None)

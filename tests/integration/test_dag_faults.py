@@ -1,5 +1,6 @@
 """The DAG in the real Airflow, around a stand-in for the stages: what becomes of a run when they skip, fail, hang or die."""
 
+import contextlib
 import json
 import os
 import signal
@@ -27,13 +28,15 @@ def airflow(running_stack):
     return places.home(), client
 
 
-def wait(answer: Callable[[], Any], seconds: float = 120) -> Any:
-    """Return the first true answer."""
+def wait(answer: Callable[[], Any], seconds: float = 300) -> Any:
+    """Return the first true answer; an Airflow that is too busy to answer is asked again."""
     end = time.monotonic() + seconds
-    while not (found := answer()):
+    while True:
+        with contextlib.suppress(ConnectionError):
+            if found := answer():
+                return found
         assert time.monotonic() < end, f"no answer within {seconds} seconds"
         time.sleep(0.3)
-    return found
 
 
 class Run:

@@ -130,6 +130,7 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
         ]
 
 
+@pytest.mark.extra
 def test_settings_that_are_best_stay(triton, served, quick, tmp_path):
     start = Serving(instances=1, max_batch_size=8)
     budget = Budget(at_concurrency=1)
