@@ -33,7 +33,7 @@ from compression_report import Measured
 from torch import nn
 
 from pipeline.data.shards import open_split
-from pipeline.evaluation.statistics import mcnemar
+from pipeline.evaluation.intervals import mcnemar
 from pipeline.export import onnx_graph
 from pipeline.machine import places
 from pipeline.models import checkpoint, size

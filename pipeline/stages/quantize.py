@@ -30,7 +30,7 @@ from pipeline.compression.quantization.proof import Proof, prove
 from pipeline.compression.quantization.saturation import Saturation, without_vnni
 from pipeline.data.shards import Split, load_manifest, open_split
 from pipeline.errors import ModelError
-from pipeline.evaluation.statistics import mcnemar
+from pipeline.evaluation.intervals import mcnemar
 from pipeline.export import onnx_graph
 from pipeline.files import sha256
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save

@@ -26,7 +26,7 @@ from pipeline.errors import ModelError
 from pipeline.machine import cpu
 from pipeline.machine.cpu import Cpu
 from pipeline.protocols import Metrics
-from pipeline.records.evaluation import Offline
+from pipeline.records.measures import Offline
 from pipeline.runners.onnx_runner import OnnxRunner, session_options
 from pipeline.runners.timing import time_runners
 
