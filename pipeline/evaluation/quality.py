@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import calibration, intervals
 from pipeline.records.measures import Parity, Quality, ReliabilityBin
+from pipeline.settings.schema import Evaluate
 
 
 def quality(
@@ -50,6 +53,27 @@ def quality(
             for sure, share, images in zip(*calibration.reliability(probabilities, labels), strict=True)
         ),
     )
+
+
+def qualities(
+    labels: Mapping[str, NDArray[np.int64]],
+    logits: Mapping[str, NDArray[np.float32]],
+    teacher: Mapping[str, NDArray[np.float32]] | None,
+    config: Evaluate,
+    seed: int,
+) -> dict[str, Quality]:
+    """Return `quality` of every split that there are `logits` of."""
+    return {
+        split: quality(
+            labels[split],
+            mine,
+            None if teacher is None else teacher[split],
+            confidence=config.confidence,
+            resamples=config.bootstrap,
+            seed=seed,
+        )
+        for split, mine in logits.items()
+    }
 
 
 def parity(served: NDArray[np.float32], here: NDArray[np.float32], tolerance: float) -> Parity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,18 @@ def time_offline(config: Evaluate, subjects: Subjects) -> dict[str, dict[str, di
     for runner in runners.values():
         runner.close()
     return timed
+
+
+def save_answers(file: Path, subjects: Subjects, answers: Answers) -> None:
+    """Write labels and logits as ``<split>_labels`` and ``<candidate>_<split>``: an .npz without pickle."""
+    arrays: dict[str, NDArray[Any]] = {f"{split}_labels": found.labels for split, found in subjects.splits.items()}
+    arrays |= {f"{name}_{split}": logits for name, by in answers.logits.items() for split, logits in by.items()}
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def draw(total: int, wanted: int, seed: int) -> NDArray[np.int64]:
+    """Return up to `wanted` indices below `total`, without repeats, in ascending order."""
+    return np.sort(np.random.default_rng(seed).permutation(total)[:wanted])
 
 
 def _predict(runner: Runner, split: Split) -> Logits:

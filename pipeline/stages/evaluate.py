@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from pipeline.data.shards import open_split
 from pipeline.errors import BudgetError
 from pipeline.evaluation import gate
 from pipeline.evaluation.figures import flat_metrics
-from pipeline.evaluation.quality import parity, quality
+from pipeline.evaluation.quality import parity, qualities
 from pipeline.models.spec import load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
@@ -26,9 +25,17 @@ from pipeline.records.candidates import Candidate, load_candidates, load_engines
 from pipeline.records.evaluation import GOLDEN_FILE, TEACHER, Evaluation, Measured, save_evaluation
 from pipeline.records.verdict import save_verdict
 from pipeline.report import plots
-from pipeline.runners.candidates import Answers, Subjects, agree_with_torch, answer_all, time_offline
+from pipeline.runners.candidates import (
+    Answers,
+    Subjects,
+    agree_with_torch,
+    answer_all,
+    draw,
+    save_answers,
+    time_offline,
+)
 from pipeline.runners.host import host
-from pipeline.serving.load.candidates import Loads, measure_candidates
+from pipeline.serving.load.candidates import Load, Loads, measure_candidates
 from pipeline.serving.triton.golden import TOLERANCE
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Budget, Evaluate, Serving
@@ -81,7 +88,7 @@ def evaluate(
         directory=candidates,
         checkpoints={"teacher": teacher, "student": student, "pruned": pruned},
         splits=splits,
-        sample=_draw(len(splits["validation"]), _SAMPLE, seed),
+        sample=draw(len(splits["validation"]), _SAMPLE, seed),
     )
     answers = answer_all(subjects)
     torch_agreement = agree_with_torch(subjects, answers)
@@ -92,7 +99,7 @@ def evaluate(
         labels=subjects.listed.labels,
         confidence=config.confidence,
         candidates=tuple(
-            _measured(config, seed, one, subjects, answers, loads).model_copy(
+            _measured(one, loads.candidates.get(one.name), subjects, answers, config, seed).model_copy(
                 update={
                     "torch_agreement": torch_agreement.get(one.name),
                     "offline": offline["onnxruntime"].get(one.name, {}),
@@ -107,7 +114,9 @@ def evaluate(
     verdict = gate.decide(evaluation.teacher, evaluation.candidates, budget, config.confidence)
     save_evaluation(out, evaluation)
     save_verdict(out, verdict)
-    _write_answers(out, subjects, answers, seed)
+    save_answers(out / PREDICTIONS_FILE, subjects, answers)
+    golden = splits["validation"].batch(draw(len(splits["validation"]), GOLDEN_IMAGES, seed + 1))
+    save_file({"images": np.ascontiguousarray(golden)}, out / GOLDEN_FILE)
     for name, figure in plots.all_plots(evaluation, verdict).items():
         plots.png(figure, out / "plots" / f"{name}.png")
     metrics = flat_metrics(evaluation)
@@ -125,42 +134,18 @@ def through_triton(config: Evaluate, serving: Serving, subjects: Subjects, candi
 
 
 def _measured(
-    config: Evaluate, seed: int, candidate: Candidate, subjects: Subjects, answers: Answers, loads: Loads
+    candidate: Candidate, load: Load | None, subjects: Subjects, answers: Answers, config: Evaluate, seed: int
 ) -> Measured:
-    """Put together what was answered, here and through the server."""
-    load, name = loads.candidates.get(candidate.name), candidate.name
-    qualities = {
-        split: quality(
-            subjects.splits[split].labels,
-            logits,
-            None if name == TEACHER else answers.logits[TEACHER][split],
-            confidence=config.confidence,
-            resamples=config.bootstrap,
-            seed=seed,
-        )
-        for split, logits in answers.logits.get(name, {}).items()
-    }
+    """Put together what a candidate answered, here and through the server."""
+    logits = answers.logits.get(candidate.name, {})
+    labels = {name: split.labels for name, split in subjects.splits.items()}
+    teacher = None if candidate.name == TEACHER else answers.logits[TEACHER]
+    here = logits["validation"][subjects.sample] if load else None
     return Measured(
         **candidate.model_dump(exclude={"parity"}),
-        **qualities,
+        **qualities(labels, logits, teacher, config, seed),
         export_parity=candidate.parity.model_dump(),
         served=load.served if load else {},
-        served_parity=parity(load.answers, answers.logits[name]["validation"][subjects.sample], TOLERANCE)
-        if load
-        else None,
-        note=answers.missing.get(name),
+        served_parity=parity(load.answers, here, TOLERANCE) if load and here is not None else None,
+        note=answers.missing.get(candidate.name),
     )
-
-
-def _write_answers(out: Path, subjects: Subjects, answers: Answers, seed: int) -> None:
-    arrays: dict[str, NDArray[Any]] = {f"{split}_labels": found.labels for split, found in subjects.splits.items()}
-    arrays |= {f"{name}_{split}": logits for name, by in answers.logits.items() for split, logits in by.items()}
-    np.savez_compressed(out / PREDICTIONS_FILE, allow_pickle=False, **arrays)
-    validation = subjects.splits["validation"]
-    golden = validation.batch(_draw(len(validation), GOLDEN_IMAGES, seed + 1))
-    save_file({"images": np.ascontiguousarray(golden)}, out / GOLDEN_FILE)
-
-
-def _draw(total: int, wanted: int, seed: int) -> NDArray[np.int64]:
-    """Return up to `wanted` indices below `total`, without repeats, in ascending order."""
-    return np.sort(np.random.default_rng(seed).permutation(total)[:wanted])
