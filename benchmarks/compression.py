@@ -35,7 +35,7 @@ from torch import nn
 from pipeline.compression.quantization.calibration_set import calibration_images
 from pipeline.compression.quantization.choice import answered_right
 from pipeline.data.split import open_split
-from pipeline.evaluation.statistics import mcnemar
+from pipeline.evaluation.intervals import mcnemar
 from pipeline.export import onnx_graph
 from pipeline.machine import places
 from pipeline.models import checkpoint, size

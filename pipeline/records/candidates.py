@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import ModelError, near_miss
-from pipeline.records.evaluation import Offline
+from pipeline.records.measures import Offline
 
 CANDIDATES_FILE = "candidates.json"
 ENGINES_FILE = "engines.json"

@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.records.evaluation import TEACHER, Evaluation, Measured, Verdict
+from pipeline.records.evaluation import TEACHER, Evaluation, Measured
+from pipeline.records.verdict import Verdict
 from pipeline.report import plots
 from pipeline.report.table import NOTHING, bytes_, count, markdown, table, title
 

@@ -17,7 +17,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from pipeline.records.evaluation import TEACHER, Evaluation, Verdict
+from pipeline.records.evaluation import TEACHER, Evaluation
+from pipeline.records.measures import Estimate, Interval
+from pipeline.records.verdict import Verdict
 from pipeline.report.table import bytes_, count, recall_changes, title
 
 INK = "#1a1c20"
@@ -67,11 +69,15 @@ def all_plots(evaluation: Evaluation, verdict: Verdict | None) -> dict[str, Figu
 
 
 def accuracy_against_throughput(evaluation: Evaluation) -> Figure:
-    """Test accuracy with its interval against images/s through Triton at the largest concurrency."""
+    """Test accuracy against images/s through Triton at the largest concurrency, both with their intervals."""
     level = max(evaluation.teacher.served)
     return _tradeoff(
         evaluation,
-        {one.name: one.served[level].throughput for one in evaluation.candidates if level in one.served},
+        {
+            one.name: _spread(one.served[level].throughput, one.served[level].interval)
+            for one in evaluation.candidates
+            if level in one.served
+        },
         f"Accuracy and throughput, {_in_flight(level)}",
         "images/s through Triton (right is better)",
     )
@@ -82,7 +88,7 @@ def accuracy_against_latency(evaluation: Evaluation) -> Figure:
     level = min(evaluation.teacher.served)
     return _tradeoff(
         evaluation,
-        {one.name: one.served[level].p50_ms for one in evaluation.candidates if level in one.served},
+        {one.name: _spread(one.served[level].p50_ms, None) for one in evaluation.candidates if level in one.served},
         f"Accuracy and latency, {_in_flight(level)}",
         "p50 through Triton, ms (left is better)",
     )
@@ -220,7 +226,7 @@ def svg(figure: Figure) -> str:
     return re.sub(r'(<svg[^>]*?) width="[^"]*"| height="[^"]*pt"', r"\1", text, count=2)
 
 
-def _tradeoff(evaluation: Evaluation, across: Mapping[str, float], heading: str, label: str) -> Figure:
+def _tradeoff(evaluation: Evaluation, across: Mapping[str, Estimate], heading: str, label: str) -> Figure:
     figure, axes = blank(heading, 5.0, 3.6)
     for name, value in across.items():
         quality = evaluation.candidate(name).test
@@ -229,8 +235,9 @@ def _tradeoff(evaluation: Evaluation, across: Mapping[str, float], heading: str,
         accuracy = quality.accuracy
         place = [one.name for one in evaluation.candidates].index(name)
         axes.errorbar(
-            value,
+            value.value,
             100 * accuracy.value,
+            xerr=[[value.value - value.low], [value.high - value.value]],
             yerr=[[100 * (accuracy.value - accuracy.low)], [100 * (accuracy.high - accuracy.value)]],
             marker=MARKERS[place % len(MARKERS)],
             color=_colour(evaluation, name),
@@ -250,6 +257,12 @@ def _tradeoff(evaluation: Evaluation, across: Mapping[str, float], heading: str,
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel=label, ylabel="test accuracy, %")
     return figure
+
+
+def _spread(value: float, interval: Interval | None) -> Estimate:
+    """Return `value` with its interval, or with none around it."""
+    low, high = (interval.low, interval.high) if interval else (value, value)
+    return Estimate(value=value, low=low, high=high)
 
 
 def _in_flight(level: int) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.records.evaluation import TEACHER, CandidateVerdict, Evaluation, Measured, Offline, Served, Verdict
+from pipeline.records.evaluation import TEACHER, Evaluation, Measured
+from pipeline.records.measures import Interval, Offline, Served
+from pipeline.records.verdict import CandidateVerdict, Verdict
 
 if TYPE_CHECKING:
     import rich.table
@@ -153,7 +155,9 @@ def _offline(evaluation: Evaluation, shown: Sequence[Measured]) -> list[Row]:
 
         def speed(one: Measured, batch: int = batch, reference: Offline = reference) -> str:
             found = one.offline.get(batch)
-            return _faster(one, found.images_per_second, reference.images_per_second) if found else NOTHING
+            return (
+                _faster(one, found.images_per_second, found.interval, reference.images_per_second) if found else NOTHING
+            )
 
         def latency(one: Measured, batch: int = batch) -> str:
             found = one.offline.get(batch)
@@ -172,7 +176,7 @@ def _served(evaluation: Evaluation, shown: Sequence[Measured]) -> list[Row]:
 
         def throughput(one: Measured, level: int = level, reference: Served = reference) -> str:
             found = one.served.get(level)
-            return _faster(one, found.throughput, reference.throughput) if found else NOTHING
+            return _faster(one, found.throughput, found.interval, reference.throughput) if found else NOTHING
 
         def latency(one: Measured, level: int = level) -> str:
             found = one.served.get(level)
@@ -221,8 +225,9 @@ def _row(label: str, shown: Sequence[Measured], cell: Callable[[Measured], str])
     return Row(label, tuple(cell(candidate) for candidate in shown))
 
 
-def _faster(one: Measured, mine: float, theirs: float) -> str:
-    return f"{mine:,.0f}{_times(mine, theirs, one)}"
+def _faster(one: Measured, mine: float, interval: Interval | None, theirs: float) -> str:
+    spread = f" ± {(interval.high - interval.low) / 2:,.0f}" if interval else ""
+    return f"{mine:,.0f}{spread}{_times(mine, theirs, one)}"
 
 
 def _times(large: float, small: float, one: Measured) -> str:

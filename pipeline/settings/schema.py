@@ -316,16 +316,31 @@ class Budget(Section):
         description="Largest drop of test accuracy against the teacher; 0.01 is one point. The upper confidence bound is held to it.",
     )
     size_ratio: float = Field(1.0, gt=0.0, description="Times smaller on disk than the teacher, at least.")
-    speedup: float = Field(1.0, gt=0.0, description="Times the teacher's images/s offline (largest batch), at least.")
+    speedup: float = Field(
+        1.0,
+        gt=0.0,
+        description="Minimum of times the teacher's images/s offline (largest batch), for the lower bound.",
+    )
     served_speedup: float = Field(
-        1.0, gt=0.0, description="Times the teacher's throughput through Triton at the largest concurrency, at least."
+        1.0,
+        gt=0.0,
+        description="Minimum of times the teacher's throughput through Triton (largest concurrency), for the lower bound.",
     )
     p99_ms: float | None = Field(
-        None, gt=0.0, description="Longest p99 through Triton at 'at_concurrency', in milliseconds; empty is no limit."
+        None,
+        gt=0.0,
+        description="Longest p99 (its upper bound) through Triton at 'at_concurrency', in milliseconds; empty is no limit.",
     )
     at_concurrency: PositiveInt = Field(16, description="Concurrency at which p99_ms is read.")
     max_size_mb: float | None = Field(
         None, gt=0.0, description="Largest file in megabytes (10^6 bytes); empty is no limit."
+    )
+    equal_speed: float = Field(
+        0.1,
+        ge=0.0,
+        lt=1.0,
+        description="Share by which a candidate's throughput may lie below the fastest one's and still count as equally fast: "
+        "among those the smaller file wins.",
     )
 
 

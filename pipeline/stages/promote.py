@@ -23,8 +23,9 @@ from pipeline.files import sha256
 from pipeline.models.spec import load_spec
 from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
-from pipeline.records.evaluation import GOLDEN_FILE, Verdict, load_verdict
+from pipeline.records.evaluation import GOLDEN_FILE
 from pipeline.records.promotion import PROMOTION_FILE
+from pipeline.records.verdict import Verdict, load_verdict
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import promote as promotion

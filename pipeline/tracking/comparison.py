@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.records.evaluation import TEACHER, Evaluation, Measured, Verdict
+from pipeline.records.evaluation import TEACHER, Evaluation, Measured
+from pipeline.records.verdict import Verdict
 
 _LONGEST = 6000
 """Characters of a parameter that MLflow takes."""

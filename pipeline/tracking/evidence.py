@@ -13,10 +13,11 @@ from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
 from pipeline.records.candidates import ENGINES_FILE
 from pipeline.records.data import DATA_FILE
-from pipeline.records.evaluation import EVALUATION_FILE, VERDICT_FILE
+from pipeline.records.evaluation import EVALUATION_FILE
 from pipeline.records.promotion import PROMOTION_FILE, SERVED_FILE
 from pipeline.records.quantization import QUANTIZATION_FILE
 from pipeline.records.training import BASELINE_FILE, HISTORY_FILE
+from pipeline.records.verdict import VERDICT_FILE
 from pipeline.tracking import rest
 from pipeline.tracking.rest import TAG
 

@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.evaluation import gate
-from pipeline.records.evaluation import Estimate, Measured, Offline, Parity, Quality, Served
+from pipeline.records.evaluation import Measured
+from pipeline.records.measures import Estimate, Interval, Offline, Parity, Quality, Served
 from pipeline.settings.schema import Budget
 
 BUDGET = Budget(accuracy_drop=0.01, size_ratio=8, speedup=8, served_speedup=2.5)
@@ -111,9 +112,45 @@ def test_among_feasible_ones_the_highest_throughput_through_triton_wins():
     assert verdict.winner == "student"
 
 
-def test_throughputs_within_a_tenth_are_a_tie_for_the_smaller_file_then_the_name():
-    assert decide(candidate("student", served=3200.0, size=140_000), candidate("int8")).winner == "int8"
-    assert decide(candidate("b", served=3200.0), candidate("a")).winner == "a"
+def test_equally_fast_ones_are_named_with_what_chose_among_them():
+    verdict = decide(candidate("student", served=3200.0, size=140_000), candidate("int8"))
+    assert (verdict.winner, verdict.ties.names, verdict.ties.broken_by) == ("int8", ("int8", "student"), "smaller file")
+    assert verdict.sentence.endswith(f"; {verdict.ties.text}")
+    assert decide(candidate("int8")).ties is None
+
+
+def test_how_much_slower_still_counts_as_equally_fast_is_a_setting():
+    pair = candidate("student", served=3200.0, size=140_000), candidate("int8")
+    assert decide(*pair, budget=BUDGET.model_copy(update={"equal_speed": 0.05})).winner == "student"
+
+
+def in_turns(name, speeds, **more):
+    """A candidate whose turns through Triton and offline are `speeds` times 3000 and 16,000 images per second."""
+    plain = candidate(name, **more)
+    served, offline = (tuple(base * one for one in speeds) for base in (3000, 16_000))
+    p99 = Interval(low=8, high=11.5)
+    load = {c: one.model_copy(update={"turns": served, "p99_interval": p99}) for c, one in plain.served.items()}
+    return plain.model_copy(
+        update={"served": load, "offline": {64: plain.offline[64].model_copy(update={"turns": offline})}}
+    )
+
+
+def test_speeds_are_held_to_the_budget_by_their_lower_bounds_and_p99_by_its_upper_one():
+    teacher = in_turns("teacher", [0.25] * 8, drop=0.0, size=1_200_000)
+    shaky = in_turns("int8", [1.0, 1.3, 0.7, 1.1, 0.9, 1.2, 0.8, 1.0])
+
+    def decision(**limits):
+        budget = BUDGET.model_copy(update={"speedup": 1.0, "served_speedup": 1.0, "p99_ms": 12.0} | limits)
+        return gate.decide(teacher, [shaky], budget, confidence=0.95)
+
+    assert decision().verdict == "PROMOTE"
+    for limits in ({"speedup": 3.7}, {"served_speedup": 3.7}, {"p99_ms": 11.0}):
+        verdict = decision(**limits)  # the value itself is inside: 4x the teacher, 10 ms
+        assert [check.criterion for check in verdict.misses] == list(limits)
+    assert "p99 10.00 ms through Triton at concurrency 16 (upper 95 % bound 11.50) where 11 ms" in verdict.sentence
+    (miss,) = decision(served_speedup=3.7).misses
+    assert 3.2 < miss.value < 3.7
+    assert f"at concurrency 64 (lower 95 % bound {miss.value:.2f}) where 3.7x is asked" in miss.text
 
 
 def test_validation_nominates_and_test_decides():

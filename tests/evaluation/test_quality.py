@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import statistics
-from pipeline.evaluation.quality import quality
+from pipeline.evaluation.intervals import mcnemar
+from pipeline.evaluation.quality import churn, confusion_matrix, parity, quality, recall
 
 SETTINGS = {"confidence": 0.95, "resamples": 500, "seed": 3}
 
@@ -30,7 +30,7 @@ def test_candidate_is_compared_with_the_teacher_image_by_image(answers):
     assert found.drop.low < found.drop.value < found.drop.high
     assert found.agreement == pytest.approx((theirs == mine).mean())
     assert found.churn == pytest.approx(((theirs == labels) & (mine != labels)).mean())
-    assert found.mcnemar_p == statistics.mcnemar(theirs == labels, mine == labels)
+    assert found.mcnemar_p == mcnemar(theirs == labels, mine == labels)
 
 
 def test_tables_of_classes_and_bins_are_whole(answers):
@@ -48,3 +48,33 @@ def test_teacher_agrees_with_itself_and_has_no_drop(answers):
     labels, teacher, _ = answers
     found = quality(labels, teacher, None, **SETTINGS)
     assert (found.drop, found.mcnemar_p, found.agreement, found.churn) == (None, None, 1, 0)
+
+
+def test_confusion_and_recall_are_scikit_learns():
+    from sklearn import metrics  # takes seconds to import
+
+    rng = np.random.default_rng(5)
+    labels, predicted = rng.integers(0, 10, 500), rng.integers(0, 10, 500)
+    confusion = confusion_matrix(labels, predicted, 10)
+    assert (confusion == metrics.confusion_matrix(labels, predicted, labels=range(10))).all()
+    assert recall(confusion) == pytest.approx(metrics.recall_score(labels, predicted, average=None))
+
+
+def test_a_class_without_images_has_no_recall():
+    assert recall(confusion_matrix(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)) == [0.5, None, 1.0]
+
+
+def test_churn_counts_only_what_was_right_before():
+    teacher = np.array([True, True, False, False])
+    assert churn(teacher, np.array([True, False, True, False])) == 0.25
+    assert churn(teacher, teacher) == 0
+
+
+def test_parity_counts_the_images_that_differ_by_more_than_rounding(answers):
+    here = answers[1]
+    served = here[:20].copy()
+    served[:3] += 0.5
+    served[3:6] += 1e-6
+    found = parity(served, here, 1e-3)
+    assert (found.images, found.differing) == (20, 3)
+    assert found.max_difference == pytest.approx(0.5, rel=1e-3)

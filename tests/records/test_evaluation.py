@@ -1,11 +1,13 @@
-"""evaluation.json and verdict.json survive a round trip and say what is wrong with a file that is not one."""
+"""evaluation.json survives a round trip and says what is wrong with a file that is not one."""
 
 import pytest
 
 from pipeline.errors import ModelError
 from pipeline.records import evaluation
-from pipeline.records.evaluation import Evaluation, Host, Measured, Offline, Served, Verdict
+from pipeline.records.evaluation import Evaluation, Host, Measured
+from pipeline.records.measures import Interval, Offline, Served
 
+BETWEEN = Interval(low=90, high=110)
 HOST = Host(cpu="a cpu", cores=2, flags=("avx2",), system="Linux", python="3.11", onnxruntime="1", torch="2")
 
 
@@ -15,7 +17,7 @@ def record():
         name="teacher", file="teacher/model.onnx", sha256="0" * 64, size_bytes=1000, parameters=10, macs=20,
         precision="float32", target="any", source="teacher",
         offline={64: Offline(images_per_second=100, p50_ms=1, p99_ms=2, calls=3)},
-        served={16: Served(throughput=100, p50_ms=1, p99_ms=2, requests=200, failures=0)},
+        served={16: Served(throughput=100, interval=BETWEEN, turns=(90, 110), p50_ms=1, p99_ms=2, requests=2, failures=0)},
     )  # fmt: skip
     return Evaluation(
         labels=("a", "b"), confidence=0.95, candidates=(teacher,), host=HOST, engines={"skipped": "no GPU"}
@@ -23,16 +25,10 @@ def record():
 
 
 def test_evaluation_round_trip(record, tmp_path):
-    evaluation.save(tmp_path, record)
+    assert evaluation.save_evaluation(tmp_path, record).name == "evaluation.json"
     read = evaluation.load_evaluation(tmp_path)
     assert read == record
     assert read.teacher.served[16].throughput == 100  # JSON keys are strings, ours are numbers again
-
-
-def test_verdict_round_trip(tmp_path):
-    verdict = Verdict(verdict="PROMOTE", winner="int8", sentence="PROMOTE: int8", rule="-", budget={"p99_ms": None})
-    assert evaluation.save(tmp_path, verdict).name == "verdict.json"
-    assert evaluation.load_verdict(tmp_path) == verdict
 
 
 def test_unknown_candidate_is_named_with_those_there_are(record):
@@ -43,9 +39,3 @@ def test_unknown_candidate_is_named_with_those_there_are(record):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"evaluation\.json cannot be read \(No such file.*that `evaluate` wrote"):
         evaluation.load_evaluation(tmp_path)
-
-
-def test_a_file_of_another_kind_is_named(tmp_path):
-    (tmp_path / "verdict.json").write_text('{"verdict": "MAYBE"}')
-    with pytest.raises(ModelError, match=r"verdict\.json is not what `evaluate` writes"):
-        evaluation.load_verdict(tmp_path)

@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.evaluation import gate
 from pipeline.evaluation.quality import quality
-from pipeline.records.evaluation import Evaluation, Host, Measured, Offline, Parity, Served
+from pipeline.records.evaluation import Evaluation, Host, Measured
+from pipeline.records.measures import Interval, Offline, Parity, Served
 from pipeline.settings.schema import Budget
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -43,9 +44,9 @@ def measured(name, validation, test):
 
     def load(level):
         at = served * (0.35 if level == 1 else 0.95 if level == 16 else 1.0)
-        return Served(
-            throughput=at, p50_ms=900 * level / at, p99_ms=1900 * level / at, requests=int(2 * at), failures=0
-        )
+        spread = Interval(low=0.95 * at, high=1.06 * at)
+        times = {"p50_ms": 900 * level / at, "p99_ms": 1900 * level / at}
+        return Served(throughput=at, interval=spread, requests=int(2 * at), failures=0, **times)
 
     def time(batch):
         at = offline * (0.7 if batch == 1 else 1.0)

@@ -27,7 +27,7 @@ def test_ratios_are_against_the_teacher_and_the_teacher_has_none(content):
         "teacher": "1.25 MB", "student": "", "pruned": "", "int8": "68 kB (18.3x)", "int8_tensorrt": "",
     }  # fmt: skip
     assert cells(content, "offline, batch 64: images/s")["int8"] == "11,800 (14.4x)"
-    assert cells(content, "Triton, 64 at once: images/s")["pruned"] == "2,500 (4.2x)"
+    assert cells(content, "Triton, 64 at once: images/s")["pruned"] == "2,500 ± 138 (4.2x)"
     assert cells(content, "parameters")["student"] == "78 k (4.0x)"
 
 

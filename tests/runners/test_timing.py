@@ -40,23 +40,49 @@ def test_median_p99_and_throughput_of_known_times():
     assert result.calls == len(log) - 2  # warm-up left out
 
 
-def test_every_runner_is_timed_as_long_as_asked_and_at_least_once_a_round():
+def test_every_runner_is_timed_as_long_as_asked_and_at_least_once_per_turn():
     clock, log = Clock(), []
     runners = {"quick": Stand(clock, [0.001], log), "slow": Stand(clock, [7.0], log)}
     result = timing.time_runners(runners, IMAGES, 1, seconds=1.0, clock=clock)
     assert result["quick"].calls == pytest.approx(1000, abs=10)
-    assert result["slow"].calls == timing.ROUNDS
+    assert result["slow"].calls == timing.TURNS
 
 
-def test_runners_take_turns():
+def test_runners_take_turns_there_and_back():
     clock, log = Clock(), []
     runners = {name: Stand(clock, [1.0], log) for name in "ab"}
     timing.time_runners(runners, IMAGES, 1, seconds=1.0, clock=clock)
     order = [runner for runner, _ in log][4:]  # after the warm-up
-    assert order == [runners["a"], runners["b"]] * timing.ROUNDS
+    assert order == [runners[name] for name in "abba"] * (timing.TURNS // 2)
 
 
 def test_a_batch_larger_than_the_images_starts_over_with_the_first():
     clock, log = Clock(), []
     timing.time_runners({"a": Stand(clock, [1.0], log)}, IMAGES, 5, seconds=1.0, clock=clock)
     assert (log[0][1] == IMAGES[[0, 1, 2, 0, 1]]).all()
+
+
+def test_each_turn_is_kept_with_an_interval_around_the_typical_one():
+    clock, log = Clock(), []
+    result = timing.time_runners({"a": Stand(clock, [0.010, 0.0125], log)}, IMAGES, 2, seconds=4.0, clock=clock)["a"]
+    assert len(result.turns) == timing.TURNS
+    assert result.interval.low <= result.images_per_second <= result.interval.high
+    assert [result.interval.low, result.interval.high] == pytest.approx([160, 200])  # turns begin with either call
+
+
+def test_a_machine_that_slows_down_steadily_favours_none():
+    clock, log = Clock(), []
+    runners = {name: Slowing(clock, log) for name in "ab"}
+    found = timing.time_runners(runners, IMAGES, 1, seconds=0.01, clock=clock)
+    assert found["a"].images_per_second == pytest.approx(found["b"].images_per_second, rel=0.02)
+
+
+class Slowing(Stand):
+    """Each call takes 2 % longer than the one before, whosever it was."""
+
+    def __init__(self, clock, log):
+        super().__init__(clock, [0.0], log)
+
+    def __call__(self, inputs):
+        self.clock.now += 1.02 ** len(self.log)
+        return super().__call__(inputs)

@@ -18,8 +18,11 @@ from pipeline.models.checkpoint import save
 from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.records.candidates import Candidate, Candidates, Engines, Parity
 from pipeline.records.candidates import save as save_candidates
-from pipeline.records.evaluation import Served, load_evaluation, load_verdict
+from pipeline.records.evaluation import load_evaluation
+from pipeline.records.measures import Served
+from pipeline.records.verdict import load_verdict
 from pipeline.report import plots
+from pipeline.serving.load.candidates import Load, Loads
 from pipeline.settings.schema import Budget, Evaluate, Serving
 from pipeline.stages import evaluate as stage
 
@@ -113,8 +116,8 @@ def stand_in(config, serving, subjects, candidates):
             for level in config.concurrency
         }
         answers = subjects.runner(one)({"image": subjects.sample_images[:16]})["logits"]
-        found[one.name] = stage.Load(served=served, answers=answers)
-    return stage.Loads(server="0.0", candidates=found)
+        found[one.name] = Load(served=served, answers=answers)
+    return Loads(server="0.0", candidates=found)
 
 
 def run(inputs, out, **changes):

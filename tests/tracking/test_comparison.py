@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from pipeline.records.evaluation import Estimate, Evaluation, Host, Measured, Offline, Quality, Served, Verdict
+from pipeline.records.evaluation import Evaluation, Host, Measured
+from pipeline.records.measures import Estimate, Offline, Quality, Served
+from pipeline.records.verdict import Verdict
 from pipeline.tracking import comparison, pipeline_run, rest
 
 HOST = Host(cpu="c", cores=2, flags=(), system="s", python="3", onnxruntime="1", torch="2")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.split import Split, open_split
-from pipeline.evaluation.statistics import mcnemar
+from pipeline.evaluation.intervals import mcnemar
 from pipeline.records.quantization import QAT
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner

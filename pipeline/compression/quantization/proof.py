@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.machine import cpu
 from pipeline.machine.cpu import Cpu
 from pipeline.protocols import Metrics
-from pipeline.records.evaluation import Offline
+from pipeline.records.measures import Offline
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner, open_session, session_options
 from pipeline.runners.timing import time_runners

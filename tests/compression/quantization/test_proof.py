@@ -14,7 +14,7 @@ from pipeline.export import onnx_graph
 from pipeline.machine import cpu
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.records.evaluation import Offline
+from pipeline.records.measures import Offline
 from pipeline.runners.onnx_runner import OnnxRunner
 
 
