@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.services.airflow_client import AirflowClient
 from pipeline.services.demo import DAG
-from pipeline.tracking import evidence, handover
+from pipeline.tracking import evidence, rest
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def _parts(task: dict[str, Any], stage: dict[str, Any] | None) -> _Parts:
     begun, ended = _time(task["start_date"]), _time(task["end_date"])
     if stage is None or stage["status"] != "finished":
         return _Parts(task["task_id"], begun, ended, 0.0, 0.0, 0.0, ended - begun)
-    info = handover.get_run(stage["run_id"])["info"]
+    info = rest.get_run(stage["run_id"])["info"]
     opened, closed, own = int(info["start_time"]) / 1000, int(info["end_time"]) / 1000, stage["seconds"] or 0.0
     return _Parts(task["task_id"], begun, ended, opened - begun, own, closed - opened - own, ended - closed)
 
