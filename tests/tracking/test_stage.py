@@ -144,7 +144,7 @@ def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
         sys.modules["pipeline.stages.fake"] = types.SimpleNamespace(fake=fake)
         tracking.run_stage("fake", config.parse({}), {}, pipeline="ghost")
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-u", "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     run_id = done.stdout.split()[2]
     assert rest.get_run(run_id)["info"]["status"] == "RUNNING"
