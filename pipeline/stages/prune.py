@@ -1,4 +1,4 @@
-"""Make the student smaller, by one method or several, and let it recover by distillation after each.
+"""Make the student smaller by pruning, and let it recover by distillation after each step.
 
 Leaves a checkpoint whose spec holds the pruning plan, `history.json` and `plots/learning_curves.png`.
 """

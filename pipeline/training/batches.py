@@ -1,4 +1,4 @@
-"""The batches of an epoch: which rows each process sees, and the view that it sees of them."""
+"""The batches of an epoch: which rows each process sees, and as which view."""
 
 from __future__ import annotations
 

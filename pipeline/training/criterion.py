@@ -1,4 +1,4 @@
-"""What a training lowers: the cross-entropy with the labels, or a loss between student and teacher.
+"""What a training lowers: cross-entropy, or a loss between student and teacher.
 
 A loss may have parameters, such as a projection or a temperature that is learned. They are learned beside the network,
 alike in all processes, and serve for training alone: no checkpoint holds them.

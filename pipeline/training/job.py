@@ -1,4 +1,4 @@
-"""What to train and how, as data, and `run`, by which each of one or many processes trains it.
+"""What to train and how, as data, and `run`, by which each process trains it.
 
 A job crosses to its processes as JSON (see `pipeline.training.distributed.launch`).
 """

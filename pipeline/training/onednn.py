@@ -1,4 +1,4 @@
-"""Keep a training away from a defect of oneDNN, the library by which PyTorch convolves on a CPU."""
+"""Keep a training away from a defect of oneDNN, which convolves for PyTorch on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rewrites a network for the time of its training, named by data: a job reaches its processes as JSON."""
+"""What rewrites a network for its training, named by data: a job travels as JSON."""
 
 from __future__ import annotations
 

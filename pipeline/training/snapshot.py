@@ -1,4 +1,6 @@
-"""A training's state as one safetensors file: the tensors, and everything else as JSON in its header. Never a pickle.
+"""A training's state as one safetensors file, never a pickle.
+
+It holds the tensors, and everything else as JSON in its header.
 
 One file, written beside the old one and moved over it: a process that is killed leaves the old state or the new, whole.
 """

@@ -1,4 +1,7 @@
-"""The teacher of a training: its logits for what the student sees, calculated once where every epoch shows the same."""
+"""The teacher of a training: its logits for what the student sees.
+
+They are calculated once where every epoch shows the same views.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A teacher's logits for every training image, kept on disk: several stages need them of the very same views.
+"""A teacher's logits for every training image, kept on disk for the next stage.
+
+Several stages need them of the very same views.
 
 A file is named after the weights, the images and the arithmetic, so it never goes out of date; it may be deleted at any
 time.

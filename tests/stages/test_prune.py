@@ -69,13 +69,6 @@ def test_a_target_out_of_reach_is_refused(tiny_data, student, tmp_path):
         run(config, tiny_data, student, tmp_path)
 
 
-def test_the_images_that_a_pruner_looks_at_follow_from_the_seed(tiny_data, student):
-    spec = load_spec(student)
-    (one, labels), (again, _), (other, _) = (next(pruning._batches(spec, tiny_data, seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, again) and not torch.equal(one, other)
-    assert one.shape == (64, 1, 8, 8) and one.dtype == torch.float32 and labels.dtype == torch.int64
-
-
 def test_pruners_follow_each_other_in_rounds_and_zeros_stay(tiny_data, student, tmp_path):
     """Channels in two rounds, then half of the weights of what is left in two more, each recovered."""
     update = {"then": (Component(name="unstructured", sparsity=0.5),), "rounds": 2}

@@ -38,21 +38,27 @@ def together(job):
 
 
 def train(job):
-    """Train as a stage does, then say what the loss has learned in each process."""
+    """Train as a stage does, once for each of ``trainings``, to its end or for ``epochs``; say what each loss learned."""
+    import torch
+
     from pipeline.training.distributed import ranks
     from pipeline.training.job import TrainingJob
     from pipeline.training.loop import Training
 
-    training = Training(TrainingJob.model_validate(job["job"]))
-    training.resume()
-    training.precompute_teacher()
-    begun = {name: tensor.tolist() for name, tensor in training.criterion.state_dict().items()}
-    for _ in range(job.get("epochs", training.fit.epochs - training.epoch)):
-        training.run_epoch()
-    ended = {name: tensor.tolist() for name, tensor in training.criterion.state_dict().items()}
-    if ranks.is_main() and training.epoch == training.fit.epochs:
-        training.write()
-    (Path(job["out"]) / f"{ranks.rank()}.json").write_text(json.dumps({"begun": begun, "ended": ended}))
+    found = []
+    for one in job["trainings"]:
+        training = Training(TrainingJob.model_validate(one["job"]))
+        training.resume()
+        training.precompute_teacher()
+        begun = {name: tensor.tolist() for name, tensor in training.criterion.state_dict().items()}
+        for _ in range(one["epochs"] or training.fit.epochs - training.epoch):
+            training.run_epoch()
+        ended = {name: tensor.tolist() for name, tensor in training.criterion.state_dict().items()}
+        if ranks.is_main() and training.epoch == training.fit.epochs:
+            training.write()
+        found.append({"begun": begun, "ended": ended})
+        ranks.total(torch.zeros(1))  # the others may read what the main one has written
+    (Path(job["out"]) / f"{ranks.rank()}.json").write_text(json.dumps(found))
 
 
 def fail(job):

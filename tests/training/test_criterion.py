@@ -65,11 +65,12 @@ def test_a_training_whose_loss_learns_is_resumed_bit_for_bit(tiny_data, teacher,
     assert curves(resumed) == curves(whole) and same(resumed, whole)
 
 
-def in_processes(the_job, out, processes=2, **more):
+def in_two_processes(out, *trainings):
+    """For both processes, what the loss of each of `trainings` (job, epochs or None for all) began and ended with."""
+    jobs = [{"job": the_job.model_dump(mode="json"), "epochs": epochs} for the_job, epochs in trainings]
     out.mkdir(parents=True, exist_ok=True)
-    task = {"job": the_job.model_dump(mode="json"), "out": str(out), **more}
-    launch("workers:train", task, Distributed(nproc=processes), out)
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(processes)]
+    launch("workers:train", {"trainings": jobs, "out": str(out)}, Distributed(nproc=2), out)
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.fixture
@@ -85,14 +86,12 @@ def test_in_two_processes_a_loss_stays_one_and_is_resumed(tiny_data, teacher, tm
         return job(tiny_data, tmp_path / where, fit, PLAIN, teacher=teacher, loss=loss)
 
     drawn = the_job("drawn", Component(name="training_toys:LearnedTemperature"))
-    one, two = in_processes(drawn, tmp_path / "drawn", epochs=1)
-    assert one == two and one["begun"] != one["ended"]
-    one, two = in_processes(drawn, tmp_path / "drawn")
-    assert one == two and one["ended"]["loss.calls"] == 20
     whole, broken = the_job("whole", LOSS), the_job("broken", LOSS)
-    ended = in_processes(whole, tmp_path / "whole")[0]["ended"]
-    in_processes(broken, tmp_path / "broken", epochs=1)
-    assert in_processes(broken, tmp_path / "broken")[0]["ended"] == ended
+    trainings = (drawn, None), (whole, None), (broken, 1), (broken, None)
+    one, two = in_two_processes(tmp_path / "processes", *trainings)
+    assert one == two, "both begin alike, whatever each has drawn, and stay alike"
+    assert all(each["begun"] != each["ended"] for each in one) and one[0]["ended"]["loss.calls"] == 20
+    assert one[3]["begun"] == one[2]["ended"] and one[3]["ended"] == one[1]["ended"]
     assert curves(broken.out) == curves(whole.out) and same(broken.out, whole.out)
 
 
@@ -100,15 +99,14 @@ def test_in_two_processes_a_loss_stays_one_and_is_resumed(tiny_data, teacher, tm
 def test_one_and_two_processes_learn_the_same_from_the_same_views(tiny_data, teacher, tmp_path, toys):
     """Batch norm and buffers aside, a curve does not depend on the number of processes."""
     fit = SHORT.model_copy(update={"epochs": 2, "lr": 0.02})
-    jobs = [
-        job(tiny_data, tmp_path / str(count), fit, PLAIN, teacher=teacher, loss=Component(name="kd"))
-        for count in (1, 2)
-    ]
-    for count, the_job in enumerate(jobs, 1):
-        in_processes(the_job, tmp_path / str(count), count)
-    alone, together = (curves(the_job.out) for the_job in jobs)
-    for one, two in zip(alone, together, strict=True):
+    alone, together = (
+        job(tiny_data, tmp_path / name, fit, PLAIN, teacher=teacher, loss=Component(name="kd"))
+        for name in ("alone", "together")
+    )
+    run(alone)
+    in_two_processes(tmp_path / "processes", (together, None))
+    for one, two in zip(curves(alone.out), curves(together.out), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    one, two = (weights(the_job.out) for the_job in jobs)
+    one, two = (weights(the_job.out) for the_job in (alone, together))
     for name, weight in one.items():
         torch.testing.assert_close(weight, two[name], rtol=1e-3, atol=1e-5)

@@ -1,4 +1,4 @@
-"""How much a channel matters: one score per channel for every group of layers that lose their channels together.
+"""How much a channel matters: one score per channel for every dependency group.
 
     l1, l2        size of all weights that make or read the channel, over the mean of its layer
     lamp          squared l2 over that of the channels that would still be there (https://arxiv.org/abs/2010.07611)

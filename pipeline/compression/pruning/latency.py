@@ -1,7 +1,8 @@
-"""How long a network takes for one image, in what serves it: exported to ONNX, in ONNX Runtime, on one thread of a CPU.
+"""How long a network takes for one image in ONNX Runtime, on one thread of a CPU.
 
-PyTorch itself would be quicker to time and would answer another question: what it spends on starting each operator does
-not shrink with the channels, and outweighs the arithmetic of the small networks that pruning is for.
+That is what serves it. PyTorch itself would be quicker to time and would answer another question: what it spends on
+starting each operator does not shrink with the channels, and outweighs the arithmetic of the small networks that
+pruning is for.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Which layers can spare channels: each alone loses a share of them, and the network is measured without any recovery.
+"""Which layers are most sensitive: each alone loses channels, and the network is measured.
 
-The sweep goes over groups of layers that can only lose channels together (see `pipeline.compression.pruning.groups`) and leaves the
-network as it was. `layer_ratios` turns it into what `pruner.layer_ratios` of the channel pruner takes.
+Nothing is trained in between. The sweep goes over dependency groups, layers that can only lose channels together (see
+`pipeline.compression.pruning.groups`), and leaves the network as it was. `layer_ratios` turns it into what
+`pruner.layer_ratios` of the channel pruner takes.
 """
 
 from __future__ import annotations

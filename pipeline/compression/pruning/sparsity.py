@@ -1,4 +1,4 @@
-"""Weights that pruning set to zero: how many there are, and how they stay zero while the rest is trained on."""
+"""Weights that pruning set to zero: how many there are, and how they stay zero."""
 
 from __future__ import annotations
 

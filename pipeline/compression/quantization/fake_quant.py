@@ -1,4 +1,4 @@
-"""Quantization-aware training: a network answers as its integer graph will, while its weights are still learned in float.
+"""Quantization-aware training: a network answers as its integer graph will while it learns.
 
 On the way forward, weights and activations are rounded to the values that 8 bits can hold; on the way back the rounding
 is passed over (Jacob et al., https://arxiv.org/abs/1712.05877). The step of each activation's grid is learned beside the

@@ -1,4 +1,4 @@
-"""Run a function in several processes under torchrun's elastic agent, and bring back what went wrong in them.
+"""Run a function in several processes under torchrun's agent; bring back what went wrong.
 
 The agent runs in this process, the workers are programs of their own (`pipeline.training.distributed.worker`). They meet in a file
 and talk over the loopback interface, so nothing listens to the network. They end with this process, however it ends.

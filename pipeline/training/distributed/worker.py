@@ -1,4 +1,6 @@
-"""One process of a training: ``python -m pipeline.training.distributed.worker PARENT JOB.json``, as `launch` has torchrun start it.
+"""One process of a training, as `launch` has torchrun start it.
+
+Its command is ``python -m pipeline.training.distributed.worker PARENT JOB.json``.
 
 The job file holds ``{"function": "package.module:function", "job": {...}, "backend", "meeting", "threads"}``. What goes
 wrong is written, with its traceback, where torchrun asks for it. Nothing heavy is imported before the process is tied to

@@ -39,3 +39,4 @@ def test_batches_follow_from_the_seed_and_do_not_end(tiny_data):
     assert all(images.shape == (64, 1, 8, 8) and len(labels) == 64 for images, labels in one)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(one, again, strict=True))
     assert not torch.equal(one[0][0], other[0][0])
+    assert one[0][0].dtype == torch.float32 and one[0][1].dtype == torch.int64

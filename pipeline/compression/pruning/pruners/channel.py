@@ -1,4 +1,4 @@
-"""Structured pruning: whole channels go, with every layer that reads or writes them, until the network is small enough.
+"""Structured pruning: whole channels go, with every layer that reads or writes them.
 
 The least important go first, `round_to` at a time, until the multiply-accumulates, the parameters or the measured latency
 are at or just below the target. `groups` knows which layers are coupled, `importance` which channels matter.
