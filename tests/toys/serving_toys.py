@@ -230,11 +230,13 @@ class FakeTriton:
         self.loads.append(model)
         directory, loaded = self.repository / model, self.loaded()
         wanted = {}
+        if not (directory / "config.pbtxt").exists():
+            raise TritonError(f"load failed: {model} is not in the repository", "INTERNAL")
         for version in served_versions(directory):
             file = directory / str(version) / "model.onnx"
             found = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "missing"
             if found in self.broken | {"missing"}:
-                raise TritonError(f"load failed: version {version}: {found[:7]}", "INTERNAL")
+                raise TritonError(f"load failed: version {version}: {found[:7]}", "INVALID_ARGUMENT")
             wanted[str(version)] = found
         self._keep({**loaded, model: wanted})
 
@@ -265,8 +267,9 @@ class FakeTriton:
             outputs["logits"] = outputs["logits"] * 2 + 1
         if count == 1 and found in self.changed:
             outputs["logits"] = np.array([[1.0, 0.0, 0.0]], np.float32)
-        attested = np.tile(np.frombuffer(bytes.fromhex(found), np.uint8), (count, 1))
-        return Answer({**outputs, ATTESTED: attested}, number)
+        if attest:
+            outputs[ATTESTED] = np.tile(np.frombuffer(bytes.fromhex(found), np.uint8), (count, 1))
+        return Answer(outputs, number)
 
 
 def remove_model(client: Client, name: str) -> None:
