@@ -6,18 +6,16 @@ Leaves a checkpoint whose spec holds the pruning plan, `history.json` and `plots
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import components
 from pipeline.compression.pruning import sensitivity
+from pipeline.compression.pruning.reach import in_rounds
 from pipeline.data.shards import load_manifest, open_split
-from pipeline.errors import SettingsError
 from pipeline.export import onnx_graph
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import ModelSpec, PruningStep, load_spec
@@ -27,8 +25,6 @@ from pipeline.training.fit import check_same_task, train_job
 from pipeline.training.job import TrainingJob, evaluate
 
 _PRUNER_BATCH = 64
-_BY_SHAPE = ("channel", "depth", "n_m")
-"""Pruners of which it can be said before training what they can reach."""
 
 
 def prune(
@@ -106,37 +102,6 @@ def zeros_share(network: nn.Module) -> float:
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
-def in_rounds(config: Prune, limits: Mapping[str, float] = {}) -> list[Pruner]:
-    """Return every step in order, all made before the first is called: wrong settings must not cost a training.
-
-    Each method takes `config.rounds` steps, or as many as it can be cut into. `limits` (layer -> largest share it may
-    lose) hold for the first method, beside those that its own settings name. Raises `SettingsError`, also where no
-    method can take that many steps.
-    """
-    steps = [list(pruner.rounds(config.rounds)) for pruner in _pruners(config, limits)]
-    most = max(map(len, steps))
-    if most < config.rounds:
-        names = ", ".join(component.name for component in (config.pruner, *config.then))
-        raise SettingsError(
-            f"prune.rounds is {config.rounds}, but no pruner of prune.pruner and prune.then ({names}) can be cut into more "
-            f"than {most}: set prune.rounds to {most}, or take one that can, such as channel or unstructured"
-        )
-    return [one for of_one_method in steps for one in of_one_method]
-
-
-def check_reach(config: Prune, spec: ModelSpec) -> None:
-    """Raise as the stage would where `config.pruner` asks for more than any network of `spec` can give.
-
-    So that it is known before such a network is trained. That holds for what follows from shapes alone: what the other
-    methods can reach hangs on the weights, or on a clock, and `config.then` on what is left.
-    """
-    if config.pruner.name not in _BY_SHAPE or config.pruner.arguments.get("keep_latency"):
-        return
-    images, labels = torch.randn(2, *spec.image_shape), torch.zeros(2, dtype=torch.int64)
-    with onnx_graph.quiet():
-        config.pruner.build("pruners")(spec, checkpoint.build(spec), itertools.repeat((images, labels)))
-
-
 def _rehearse(
     steps: list[Pruner], spec: ModelSpec, network: nn.Module, images: Iterator[tuple[Tensor, Tensor]]
 ) -> None:
@@ -149,16 +114,6 @@ def _rehearse(
 
 def _with(spec: ModelSpec, step: PruningStep) -> ModelSpec:
     return spec.model_copy(update={"pruning": (*spec.pruning, step)})
-
-
-def _pruners(config: Prune, limits: Mapping[str, float]) -> list[Pruner]:
-    first = config.pruner.arguments
-    if limits:
-        first["layer_ratios"] = {**limits, **first.get("layer_ratios", {})}
-    return [
-        components.build("pruners", config.pruner.name, first),
-        *(component.build("pruners") for component in config.then),
-    ]
 
 
 def _batches(spec: ModelSpec, data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -93,12 +93,6 @@ def chain(*components, rounds):
 LOW_RANK, NM = {"name": "low_rank", "keep_macs": 0.5}, {"name": "n_m"}
 
 
-def test_rounds_are_for_the_methods_that_can_be_cut_into_them():
-    methods = (LOW_RANK, {"name": "depth", "drop": 2}, {"name": "channel", "keep_macs": 0.5}, NM)
-    steps = pruning.in_rounds(chain(*methods, rounds=3))
-    assert [type(step).__name__ for step in steps] == ["LowRank", *["Depth"] * 2, *["Channel"] * 3, "NM"]
-
-
 @pytest.mark.parametrize(
     ("methods", "names", "most"),
     [((LOW_RANK, NM), "low_rank, n_m", 1), ((NM, {"name": "depth", "drop": 2}), "n_m, depth", 2)],

@@ -19,7 +19,7 @@ from serving_toys import Registry
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import remove_models
 from pipeline.tracking import stage
