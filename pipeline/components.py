@@ -81,7 +81,10 @@ def check(kind: str, name: str, arguments: Mapping[str, Any], setting: str = "")
 
     Raises `SettingsError` naming each argument that does not fit.
     """
-    component = find(kind, name)
+    try:
+        component = find(kind, name)
+    except SettingsError as error:
+        raise SettingsError(f"{setting}: {error}" if setting else str(error)) from error
     hints = typing.get_type_hints(component.__init__ if inspect.isclass(component) else component, include_extras=True)
     parameters = inspect.signature(component).parameters.values()
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -158,15 +161,15 @@ def _explain(error: ValidationError, arguments: Mapping[str, Any]) -> dict[str, 
     return sentences
 
 
-def _place(location: tuple[int | str, ...], value: Any) -> str:
+def _place(location: tuple[Any, ...], value: Any) -> str:
     """`location` without the names of union branches that pydantic puts between and behind real keys."""
     path = []
     for part in location:
-        if (isinstance(value, Mapping) and part in value) or (
-            isinstance(value, list | tuple) and isinstance(part, int)
+        if (isinstance(value, list | tuple) and isinstance(part, int)) or (
+            isinstance(value, Mapping) and part in value
         ):
             value = value[part]
-            path.append(str(part))
-        elif isinstance(value, Mapping) and part == location[-1] and not str(part).startswith("["):  # what is missing
-            path.append(str(part))
+        elif not isinstance(value, Mapping) or part != location[-1] or str(part).startswith("["):  # else it is missing
+            continue
+        path.append(str(part))
     return ".".join(path)

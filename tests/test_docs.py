@@ -72,7 +72,7 @@ def test_every_setting_is_on_the_page():
 
 
 def test_every_command_is_in_the_docs():
-    from pipeline.__main__ import main
+    from pipeline.cli.main import main
 
     page = text_of("docs", "commands.md")
     assert [name for name in main.commands if f"`flyweight {name}" not in page] == []
@@ -80,7 +80,7 @@ def test_every_command_is_in_the_docs():
 
 
 def test_every_command_that_the_docs_use_exists():
-    from pipeline.__main__ import main
+    from pipeline.cli.main import main
 
     for page in PAGES:
         for name in re.findall(r"(?:^|`)flyweight ([a-z][a-z_-]*)\b", page.read_text(encoding="utf-8"), re.M):
@@ -139,7 +139,7 @@ COMMANDS = re.findall(r"^    flyweight check (.+)$", text_of("docs", "compressio
 def test_the_examples_of_compression_hold(line, monkeypatch):
     from click.testing import CliRunner
 
-    from pipeline.__main__ import main
+    from pipeline.cli.main import main
     from pipeline.export import executorch
 
     monkeypatch.setattr(executorch, "check_installed", lambda: None)  # the example of it says what to install

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from pipeline.settings import schema
@@ -18,3 +20,9 @@ model = click.option("--model", default="proxy", show_default=True, help="Model 
 def settings(recipe_name: str | None, pairs: tuple[str, ...]) -> schema.Settings:
     """Return the settings that ``--recipe`` and ``--set`` ask for. Raises `SettingsError`."""
     return schema.load(recipe_name, schema.parse_overrides(pairs))
+
+
+def say(line: str) -> None:
+    """Print a line at once, so that whoever follows a pipe sees it too."""
+    click.echo(line)
+    sys.stdout.flush()

@@ -19,9 +19,20 @@ from pipeline.errors import FlyweightError
 
 def add_to(main: click.Group) -> None:
     """Add the commands to `main`; its stage ``promote`` learns to take a VERSION."""
-    for command in (rollback, history, reconcile, gc, ensemble):
+    for command in (rollback, history, reconcile, gc, ensemble, predict):
         main.add_command(command)
     main.add_command(_with_version(main.commands["promote"]))
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@cli_options.model
+def predict(images: tuple[Path, ...], model: str) -> None:
+    """Ask the served model for the class of each image file, over gRPC."""
+    from pipeline.serving.triton.client import classify
+
+    for path, (label, probability, version) in zip(images, classify(images, model), strict=True):
+        click.echo(f"{path}: {label} ({probability:.1%}, {model} version {version})")
 
 
 def _with_version(stage: click.Command) -> click.Command:

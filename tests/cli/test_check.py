@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 from click.testing import CliRunner
 
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.errors import FlyweightError, SettingsError
 
 
@@ -35,12 +35,12 @@ def test_rounds_that_no_pruner_can_take_are_refused():
     [
         ("{name: channel, keep_macs: 0.01}", r"pruner\.keep_macs is 0\.01, but the least that resnet can keep .* is 0\.\d+: "),
         ("{name: channel, keep_macs: 0.5, round_to: 64}", "nothing was pruned: no layer of resnet can lose 64 channels"),
-        ("{name: channel, keep_macs: 0.5, max_ratio: 1.0}", r"prune\.pruner: .*max_ratio is 1\.0: Input should be less than 1"),
-        ("{name: channel, keep_macs: 0.5, layer_ratios: {'*': 1.0}}", r"prune\.pruner: .*layer_ratios.* less than 1"),
+        ("{name: channel, keep_macs: 0.5, max_ratio: 1.0}", r"prune\.pruner\.max_ratio is 1\.0: Input should be less than 1"),
+        ("{name: channel, keep_macs: 0.5, layer_ratios: {'*': 1.0}}", r"prune\.pruner\.layer_ratios.* is 1\.0: .* less than 1"),
         ("{name: channel, keep_macs: 0.5, layer_ratios: {nosuch: 0.5}}", "layer_ratios names 'nosuch', which fits no layer"),
         ("{name: depth, drop: 9}", r"pruner\.drop is 9, but resnet has only 1 that can go \(blocks\.0\)"),
         ("{name: n_m, n: 2, m: 7}", r"is a multiple of pruner\.m \(7\); choose widths that are, or another m"),
-        ("{name: low_rank, keep_macs: 1.5}", r"prune\.pruner: .*keep_macs is 1\.5: Input should be less than 1"),
+        ("{name: low_rank, keep_macs: 1.5}", r"prune\.pruner\.keep_macs is 1\.5: Input should be less than 1"),
     ],
 )  # fmt: skip
 def test_what_no_student_could_give_is_refused_before_one_is_trained(pruner, message):
@@ -87,3 +87,23 @@ def test_four_bits_for_a_network_of_convolutions_are_refused_before_it_is_traine
         FlyweightError, match=r"matrix products \(MatMul, Gemm\), and they hold [0-9]% of this network's"
     ):
         raise check("quantize.quantizer={name: int4}").exception
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('distill.loss.temperature="3"', r"^distill\.loss\.temperature is '3': Input should be a valid number$"),
+        ("distill.loss.temperature=true", r"^distill\.loss\.temperature is True: Input should be a valid number$"),
+        ("distill.loss.temperature=.inf", r"^distill\.loss\.temperature is inf: Input should be a finite number$"),
+        ("prune.pruner={name: depth, drop: true}", r"^prune\.pruner\.drop is True: Input should be a valid integer$"),
+        ("prune.then=[{name: n_m, n: '2'}]", r"^prune\.then\.0\.n is '2': Input should be a valid integer$"),
+        ("train.model.width='32'", r"^train\.model\.width is '32': Input should be a valid integer$"),
+        (
+            "quantize.quantizer.percentile=.nan",
+            r"^quantize\.quantizer\.percentile is nan: Input should be a finite number$",
+        ),
+    ],
+)
+def test_arguments_of_components_are_as_strict_as_settings(setting, message):
+    with pytest.raises(SettingsError, match=message):
+        raise check(setting).exception

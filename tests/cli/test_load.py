@@ -3,7 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.errors import FlyweightError, SettingsError
 
 

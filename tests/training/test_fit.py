@@ -1,7 +1,7 @@
 import pytest
 from training_jobs import FIT, PLAIN, job
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint, size
 from pipeline.settings.schema import Distributed

@@ -1,6 +1,6 @@
 from training_jobs import FIT, PLAIN, job
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component
 from pipeline.training.fit import new_spec

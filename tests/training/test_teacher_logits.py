@@ -1,7 +1,7 @@
 import torch
 from training_jobs import PLAIN
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
 from pipeline.training import teacher_logits
 from pipeline.training.fit import new_spec

@@ -50,7 +50,7 @@ def check_reach(config: Prune, spec: ModelSpec) -> None:
         return
     images, labels = torch.randn(2, *spec.image_shape), torch.zeros(2, dtype=torch.int64)
     with onnx_graph.quiet():
-        config.pruner.build("pruners")(spec, checkpoint.build(spec), itertools.repeat((images, labels)))
+        config.pruner.build("pruners", "prune.pruner")(spec, checkpoint.build(spec), itertools.repeat((images, labels)))
 
 
 def _pruners(config: Prune, limits: Mapping[str, float]) -> list[Pruner]:
@@ -58,6 +58,6 @@ def _pruners(config: Prune, limits: Mapping[str, float]) -> list[Pruner]:
     if limits:
         first["layer_ratios"] = {**limits, **first.get("layer_ratios", {})}
     return [
-        components.build("pruners", config.pruner.name, first),
-        *(component.build("pruners") for component in config.then),
+        components.build("pruners", config.pruner.name, first, "prune.pruner"),
+        *(component.build("pruners", f"prune.then.{place}") for place, component in enumerate(config.then)),
     ]

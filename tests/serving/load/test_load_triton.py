@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from onnx_toys import add_sub
 from serving_toys import artifact, images
 
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.errors import FlyweightError
 from pipeline.serving.load import measure, requests, tuning, tuning_run
 from pipeline.serving.load.result import Closed, Open

@@ -19,7 +19,7 @@ from serving_toys import Registry, remove_model
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from pipeline.__main__ import main
+from pipeline.cli.main import main
 from pipeline.serving.triton.client import Client
 from pipeline.tracking import registry as tracking
 
