@@ -34,10 +34,12 @@ from swap import Counting, Triton, artifact, images
 
 from pipeline.errors import PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.load import measure as load
+from pipeline.serving.load.measure import run
+from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.promotion import promote
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Promote, Serving
@@ -82,9 +84,9 @@ class Bench:
         trying = self._trying(condition) if condition in {"canary", "shadow"} else contextlib.nullcontext()
         with trying:
             inputs = {"image": images(16)}
-            closed = load.run(model, "", inputs, load.Closed(IN_FLIGHT), self._seconds, processes=1)
-            at_half = load.Open(round(rate or closed.throughput / 2))
-            opened = load.run(model, "", inputs, at_half, self._seconds, processes=1)
+            closed = run(model, "", inputs, Closed(IN_FLIGHT), self._seconds, processes=1)
+            at_half = Open(round(rate or closed.throughput / 2))
+            opened = run(model, "", inputs, at_half, self._seconds, processes=1)
         return {
             "throughput": round(closed.throughput, 1),
             "closed_p99_ms": round(closed.p99_ms, 3),

@@ -32,7 +32,9 @@ import torch
 from compression_report import Measured
 from torch import nn
 
-from pipeline.data.shards import open_split
+from pipeline.compression.quantization.calibration_set import calibration_images
+from pipeline.compression.quantization.choice import answered_right
+from pipeline.data.split import open_split
 from pipeline.evaluation.statistics import mcnemar
 from pipeline.export import onnx_graph
 from pipeline.machine import places
@@ -43,7 +45,7 @@ from pipeline.runners.timing import time_runners
 from pipeline.settings.schema import Component, Distill, Distributed, Finetune, Fit, Prune, Quantize, Train
 from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
-from pipeline.stages.quantize import answered_right, calibration_images, quantize
+from pipeline.stages.quantize import quantize
 from pipeline.stages.train import train
 
 BATCHES = (1, 32, 64)

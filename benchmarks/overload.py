@@ -32,7 +32,7 @@ from peers.report import Target, target_lines
 from peers.servers import Server
 
 from pipeline.report import plots
-from pipeline.serving.load import closed_loop, measure
+from pipeline.serving.load import closed_loop, processes
 from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.repository import Artifact
@@ -106,7 +106,7 @@ def capacity(address: str, requests: Sequence[bytes], seconds: float, turns: int
     loop = {"loop": "closed", "concurrency": _CLOSED, "connections": closed_loop.connections(_CLOSED)}
     found = []
     for _ in range(turns):
-        seen = measure.drive([plan(address, seconds, 3, 0.5, **loop)], requests, until_stable=False)
+        seen = processes.drive([plan(address, seconds, 3, 0.5, **loop)], requests, until_stable=False)
         found.append(sum(part["answered"] for parts in seen.windows.values() for part in parts) / seconds)
     return found
 
@@ -131,13 +131,13 @@ def _surge(server: Server, address: str, requests: Sequence[bytes], answers: flo
     """Run base and surge and put together what came of them."""
     base_times: list[float] = []
     surge_times: list[float] = []
-    base: list[measure.Seen] = []
+    base: list[processes.Seen] = []
     count = round((_QUIET_S + seconds + _AFTER_S + 2.0) / TICK_S)
     base_plan = plan(address, count * TICK_S, count, 1.0, **opened(BASE * answers, 1))
 
     def steady() -> None:
         base.append(
-            measure.drive([base_plan], requests, lambda: base_times.append(time.monotonic()), until_stable=False)
+            processes.drive([base_plan], requests, lambda: base_times.append(time.monotonic()), until_stable=False)
         )
 
     def look() -> float:
@@ -151,7 +151,7 @@ def _surge(server: Server, address: str, requests: Sequence[bytes], answers: flo
     time.sleep(_QUIET_S)
     windows = max(4, round(seconds))
     surge_plan = plan(address, seconds, windows, **opened((FACTOR - BASE) * answers, 2))
-    surge = measure.drive([surge_plan], requests, look, until_stable=False)
+    surge = processes.drive([surge_plan], requests, look, until_stable=False)
     thread.join()
     begin, end = surge_times[0], surge_times[-1]
     ticks = _ticks(base[0], base_times[0] - begin)
@@ -179,7 +179,7 @@ def _surge(server: Server, address: str, requests: Sequence[bytes], answers: flo
     }
 
 
-def _ticks(seen: measure.Seen, first: float) -> list[Tick]:
+def _ticks(seen: processes.Seen, first: float) -> list[Tick]:
     """Return the windows of the base; the first began at `first`, seconds since the surge began."""
     found = []
     for number in sorted(seen.windows):

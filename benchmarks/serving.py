@@ -47,8 +47,8 @@ from peers.servers import Server
 
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load import closed_loop, tuning_run
-from pipeline.serving.load import measure as load
 from pipeline.serving.load.histogram import Histogram
+from pipeline.serving.load.processes import WINDOWS, drive
 from pipeline.serving.load.tuning import TUNED
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.client import Client
@@ -72,7 +72,6 @@ KEYS = (
     "mlserver-batching",
     "teacher",
 )
-WINDOWS = load.WINDOWS
 TRITON, IDENTITY, BARE, TEACHER = "triton", "identity", "bare", "teacher"
 
 
@@ -122,7 +121,7 @@ def measure(contender: Contender, artifact: Artifact, rows: NDArray, level: int,
         "connections": closed_loop.connections(level),
         **({"program": str(servers.PEERS / "http1.py")} if contender.wire.http else {}),
     }
-    seen = load.drive([plan], contender.wire.requests, contender.server.used, until_stable=False)
+    seen = drive([plan], contender.wire.requests, contender.server.used, until_stable=False)
     latencies, parts = Histogram(), [part for number in range(WINDOWS) for part in seen.windows[number]]
     for part in parts:
         latencies.add(Histogram.from_json(part["latencies"]))

@@ -43,7 +43,8 @@ from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton import server as local_triton
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import remove_models

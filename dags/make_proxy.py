@@ -2,7 +2,7 @@
 
 Press *Trigger*, choose a recipe, change what you like; what is left empty is as the recipe says. Every stage is a task with
 an **MLflow run** button. A stage whose settings, inputs and code have not changed reuses the run that did the same and says
-so. A task that the user must mend (wrong settings, damaged data, no candidate inside the budget) fails at once with a
+so. A task that the user must repair (wrong settings, damaged data, no candidate inside the budget) fails at once with a
 sentence that says what to do; anything else is tried again and goes on from its last checkpoint.
 
 The same graph without Airflow: `flyweight all --recipe digits`.
@@ -13,21 +13,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from airflow.sdk import DAG, Param, TriggerRule
+from airflow.sdk import DAG, Param, TaskGroup, TriggerRule
 from approve_operator import APPROVE, ApproveOperator
 from stage_operator import CHECK, COMMAND, REPORT, StageOperator
 
-from pipeline.graph import STAGES, Stage
+from pipeline.graph import GROUPS, STAGES, Stage, before
 from pipeline.settings.form import params
-
-MAY_SKIP = {"build_tensorrt"}
-"""Stages that may say that they cannot run here; what follows one of them runs all the same."""
 
 
 def make_proxy(dag_id: str = "make_proxy", command: Sequence[str] = COMMAND) -> DAG:
-    """Return the DAG: `check`, then one task a stage of `pipeline.graph`, then `report` whatever came of them.
+    """Return the DAG: `check`, then one task per stage of `pipeline.graph` in its groups, then `report` whatever came of them.
 
-    Before `promote` comes `approve`, which waits for a person where the settings ask for it.
+    Before `promote` comes `approve`, which waits for a person where the settings ask for it. Edges that others imply are
+    left out.
 
     `command` is Flyweight's command line; the tests put a stand-in there.
     """
@@ -60,28 +58,39 @@ def make_proxy(dag_id: str = "make_proxy", command: Sequence[str] = COMMAND) -> 
             execution_timeout=timedelta(minutes=10),
             command=command,
         )
-        tasks = {stage.name: _task(stage, command) for stage in STAGES.values()}
-        for stage in STAGES.values():
-            tasks[stage.name].set_upstream([tasks[name] for name in stage.upstream] or check)
-        approve = ApproveOperator(task_id=APPROVE, doc_md="Wait for a person's word, if promote.approval asks for it.")
-        approve.set_upstream(tasks["evaluate"])
+        groups = {
+            name: TaskGroup(name, group_display_name=name.capitalize(), tooltip=text, prefix_group_id=False)
+            for name, text in GROUPS.items()
+        }
+        tasks = {stage.name: _task(stage, groups[stage.group], command) for stage in STAGES.values()}
+        approve = ApproveOperator(
+            task_id=APPROVE,
+            doc_md="Wait for a person's word, if promote.approval asks for it.",
+            task_group=groups[STAGES["promote"].group],
+        )
         approve.set_downstream(tasks["promote"])
-        last = [task for task in tasks.values() if not task.downstream_list]
-        report.set_upstream(last)
-        report.as_teardown(setups=check)
+        for name, task in tasks.items():
+            first = approve if name == "promote" else task
+            first.set_upstream([tasks[one] for one in before(name)] or check)
+        report.set_upstream([task for task in tasks.values() if not task.downstream_list])
+        report.as_teardown(
+            setups=check
+        )  # the one implied edge that stays: by it a refused `check` stops the report too
     return dag
 
 
-def _task(stage: Stage, command: Sequence[str]) -> StageOperator:
+def _task(stage: Stage, group: TaskGroup, command: Sequence[str]) -> StageOperator:
+    tolerant = any(STAGES[name].may_skip for name in stage.upstream)
     return StageOperator(
         task_id=stage.name,
+        task_group=group,
         stage=stage.name,
         inputs=stage.inputs,
         doc_md=stage.help,
         pool=stage.pool,
         retries=stage.retries,
         execution_timeout=timedelta(minutes=stage.timeout_minutes),
-        trigger_rule=TriggerRule.NONE_FAILED if MAY_SKIP & set(stage.upstream) else TriggerRule.ALL_SUCCESS,
+        trigger_rule=TriggerRule.NONE_FAILED if tolerant else TriggerRule.ALL_SUCCESS,
         command=command,
     )
 

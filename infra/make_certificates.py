@@ -23,6 +23,20 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAYS = 365
 
+# Clients that hold certificates to RFC 5280, as Python does from 3.13 on, want to be told what the authority's key may do,
+# and want every certificate to name its own key and the one that signed it.
+_MAY_SIGN = x509.KeyUsage(
+    key_cert_sign=True,
+    crl_sign=True,
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 def main() -> None:
     """Read the arguments and write the five files."""
@@ -42,6 +56,7 @@ def main() -> None:
     ):
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(f"flyweight {role}", authority.subject, key.public_key())
+        builder = builder.add_extension(_signed_by(authority_key), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         if extension is not None:
             builder = builder.add_extension(extension, critical=False)
@@ -54,6 +69,7 @@ def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "flyweight authority")])
     builder = _builder("flyweight authority", name, key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(_MAY_SIGN, critical=True)
     return key, builder.sign(key, hashes.SHA256())
 
 
@@ -67,7 +83,12 @@ def _builder(common_name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
+
+
+def _signed_by(authority: ec.EllipticCurvePrivateKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key())
 
 
 def _alternative(name: str) -> x509.GeneralName:

@@ -64,12 +64,12 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
                 onnx_graph.check_exportable(_spec(settings, component), settings.export_onnx.opset)
         except FlyweightError as error:
             raise FlyweightError(f"{key}: {error}") from error
+    from pipeline.compression.pruning import reach
     from pipeline.models import checkpoint
-    from pipeline.stages import prune
 
-    prune.in_rounds(settings.prune)
+    reach.in_rounds(settings.prune)
     student = _spec(settings, settings.distill.model)
-    prune.check_reach(settings.prune, student)
+    reach.check_reach(settings.prune, student)
     quantizer = settings.quantize.build_quantizer()
     if hasattr(quantizer, "check_network"):
         quantizer.check_network(checkpoint.build(student))

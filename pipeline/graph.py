@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Stage:
 
     name: str
     help: str
+    group: str
+    """The one of `GROUPS` that it belongs to."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Parameter name -> the stage whose output directory it is."""
     after: tuple[str, ...] = ()
@@ -32,6 +35,8 @@ class Stage:
     timeout_minutes: int = 30
     reusable: bool = True
     """Whether a FINISHED run with the same fingerprint may stand in for a new one."""
+    may_skip: bool = False
+    """Whether it may say that it cannot run here; what follows it runs all the same."""
     measures: bool = False
     """Whether it measures this machine, so that what another machine measured never stands in."""
     measures_with: tuple[str, ...] = ()
@@ -52,10 +57,20 @@ class Stage:
         return tuple(dict.fromkeys((*self.inputs.values(), *self.after)))
 
 
+GROUPS: Mapping[str, str] = {
+    "data": "Fetch the data set and hold it to its expectations.",
+    "teach": "Train the teacher, then the student by it.",
+    "compress": "Make the student smaller, and write every candidate for where it is to run.",
+    "prove": "Measure every candidate and hold it to the budget.",
+    "serve": "Put the winner into service and ask it.",
+}
+"""What the stages do together, in order: name -> one sentence. Airflow's graph shows each as a box."""
+
 _ALL = (
     Stage(
         "prepare_data",
         "Fetch and prepare the data set with DVC.",
+        group="data",
         section="data",
         retries=2,
         reusable=False,
@@ -63,6 +78,7 @@ _ALL = (
     Stage(
         "validate",
         "Hold the data to its expectations with Great Expectations.",
+        group="data",
         inputs={"data": "prepare_data"},
         section="expectations",
         retries=1,
@@ -71,6 +87,7 @@ _ALL = (
     Stage(
         "train",
         "Train the teacher on all processes.",
+        group="teach",
         inputs={"data": "prepare_data"},
         after=("validate",),
         shared=("distributed", "seed"),
@@ -81,6 +98,7 @@ _ALL = (
     Stage(
         "distill",
         "Train the narrow student to answer as the teacher does.",
+        group="teach",
         inputs={"data": "prepare_data", "teacher": "train"},
         shared=("distributed", "seed"),
         pool="training",
@@ -90,6 +108,7 @@ _ALL = (
     Stage(
         "prune",
         "Make the student smaller, by one method or several, and let it recover.",
+        group="compress",
         inputs={"data": "prepare_data", "teacher": "train", "student": "distill"},
         shared=("distributed", "seed"),
         pool="training",
@@ -100,6 +119,7 @@ _ALL = (
     Stage(
         "quantize",
         "Write the pruned student in fewer bits, calibrated on training images.",
+        group="compress",
         inputs={"data": "prepare_data", "teacher": "train", "pruned": "prune"},
         shared=("distributed", "seed"),
         pool="training",
@@ -110,6 +130,7 @@ _ALL = (
     Stage(
         "export_onnx",
         "Write every candidate as ONNX and measure its parity with PyTorch.",
+        group="compress",
         inputs={
             "data": "prepare_data",
             "teacher": "train",
@@ -122,15 +143,18 @@ _ALL = (
     Stage(
         "build_tensorrt",
         "Build TensorRT engines where a builder is at hand.",
+        group="compress",
         inputs={"data": "prepare_data", "candidates": "export_onnx"},
         shared=("serving",),
         timeout_minutes=120,
+        may_skip=True,
         measures=True,
         loads=("tensorrt", "tensorrt_rtx_bindings"),
     ),
     Stage(
         "evaluate",
         "Measure every candidate and hold it to the budget: the gate.",
+        group="prove",
         inputs={
             "data": "prepare_data",
             "teacher": "train",
@@ -147,6 +171,7 @@ _ALL = (
     Stage(
         "promote",
         "Put the winner into Triton's repository without dropping a request.",
+        group="serve",
         inputs={"candidates": "export_onnx", "evaluation": "evaluate"},
         shared=("serving",),
         retries=2,
@@ -155,6 +180,7 @@ _ALL = (
     Stage(
         "verify_served",
         "Ask the live endpoint and compare it with what was promoted.",
+        group="serve",
         inputs={"data": "prepare_data", "candidates": "export_onnx", "promotion": "promote"},
         shared=("serving",),
         reusable=False,
@@ -163,3 +189,15 @@ _ALL = (
 
 STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _ALL}
 """Every stage by name, in an order in which they can run one after another."""
+
+
+def before(name: str) -> tuple[str, ...]:
+    """Return the stages that must have passed just before `name`: `upstream` without what the others of it imply."""
+    direct = STAGES[name].upstream
+    return tuple(one for one in direct if not any(one in _above(other) for other in direct if other != one))
+
+
+@cache
+def _above(name: str) -> frozenset[str]:
+    """Every stage that comes before `name`, however far."""
+    return frozenset(found for one in STAGES[name].upstream for found in (one, *_above(one)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -54,6 +54,22 @@ class Pruner(Protocol):
         """
 
 
+class Rewrite(Protocol):
+    """Changes a network for the time of its training: what it computes, or which weights it may have."""
+
+    def apply(self, spec: ModelSpec, network: nn.Module) -> nn.Module:
+        """Return what is trained in place of `network`, in evaluation mode; it may be `network` itself."""
+
+    def after_step(self, network: nn.Module) -> None:
+        """Repair, in place, what a step of the optimizer did to the network that `apply` returned."""
+
+    def files(self, network: nn.Module, out: Path) -> None:
+        """Write into `out` what was learned beside the weights that the architecture has."""
+
+    def restore(self, network: nn.Module) -> nn.Module:
+        """Return the network of the architecture, with the weights that it learned as `network`."""
+
+
 class Quantizer(Protocol):
     """Writes a quantized ONNX file from a float one.
 
@@ -69,7 +85,7 @@ class Quantizer(Protocol):
 
 
 class Runner(Protocol):
-    """A model that answers: PyTorch, ONNX Runtime, TensorRT and Triton all look like this."""
+    """A model that answers: PyTorch, ONNX Runtime and TensorRT all look like this."""
 
     name: str
 
@@ -78,9 +94,6 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Let go of sessions, engines and connections."""
-
-
-RunnerFactory: TypeAlias = "Callable[[Path], Runner]"
 
 
 class Registry(Protocol):

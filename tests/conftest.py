@@ -1,6 +1,9 @@
 """What tests of several folders share. Nothing heavy is imported before a test asks for it."""
 
+import collections
+import json
 import os
+from pathlib import Path
 
 import pytest
 import stack_environment
@@ -9,25 +12,41 @@ from xdist.scheduler import LoadFileScheduling
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores already
 
 
+DURATIONS = Path(__file__).with_name("durations.json")
+"""File -> seconds that its tests took in one process, by which the longest start first. What is not in it counts as long
+if it is an integration test; what no longer exists does no harm. `make test-all ARGS=--keep-durations` writes it again."""
+
 _TOGETHER = {
     "tests/integration/": "stack",
     "tests/compression/quantization/": "float files",
     "tests/stages/test_build_tensorrt.py": "candidates",
     "tests/stages/test_export_onnx.py": "candidates",
     "tests/stages/test_quantize.py": "candidates",
+    "tests/serving/load/test_load_triton.py": "triton",
+    "tests/serving/load/test_serving_benchmark.py": "triton",
+    "tests/serving/promotion/test_canary_triton.py": "triton",
+    "tests/serving/promotion/test_promote_triton.py": "triton",
+    "tests/serving/promotion/test_swap.py": "triton",
+    "tests/serving/triton/test_ensemble.py": "triton",
+    "tests/serving/triton/test_hostile.py": "triton",
+    "tests/serving/triton/test_model_server.py": "triton",
+    "tests/serving/triton/test_nvidia_simple.py": "triton",
+    "tests/serving/triton/test_triton.py": "triton",
 }
 """Files that share what takes long to make -> what that is. One test process gets all of them, so that it is made once."""
 
 
-def _shared(nodeid):
-    return next((what for start, what in _TOGETHER.items() if nodeid.startswith(start)), None)
+def _unit(nodeid):
+    """What one test process gets as a whole: a file, or all files that share something."""
+    file = nodeid.partition("::")[0]
+    return next((what for start, what in _TOGETHER.items() if file.startswith(start)), file)
 
 
 class _Sharing(LoadFileScheduling):
-    """Give each file, or all files that share something, to one of the test processes."""
+    """Give each unit to one of the test processes."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return _shared(nodeid) or super()._split_scope(nodeid)
+        return _unit(nodeid)
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -44,14 +63,43 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not _WHOLE.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.integration)
-    servers = {item.path for item in items if item.get_closest_marker("integration")}
-    items.sort(
-        key=lambda item: (
-            "integration" not in item.path.parts,
-            item.path not in servers,
-            _shared(item.nodeid) is None,
-        )
-    )
+        if "triton_server" in item.fixturenames and _unit(item.nodeid) != "triton":
+            raise pytest.UsageError(f"{item.nodeid} uses the real Triton: add its file to _TOGETHER in {__file__}")
+    known = json.loads(DURATIONS.read_text(encoding="utf-8"))
+    seconds = collections.Counter()
+    for file, long in {item.nodeid.partition("::")[0]: _is_long(item) for item in items}.items():
+        seconds[_unit(file)] += known.get(file, 30 if long else 1)
+    items.sort(key=lambda item: (-seconds[_unit(item.nodeid)], _unit(item.nodeid)))
+
+
+def _is_long(item):
+    return item.get_closest_marker("integration") is not None
+
+
+def pytest_addoption(parser):
+    parser.addoption("--keep-durations", action="store_true", help=f"write how long each file took to {DURATIONS.name}")
+
+
+def pytest_configure(config):
+    if config.getoption("keep_durations") and not hasattr(config, "workerinput"):  # not in xdist's test processes
+        config.pluginmanager.register(_Durations())
+
+
+class _Durations:
+    """Adds up how long the tests of each file took, and keeps it for the next runs."""
+
+    def __init__(self):
+        self.seconds = collections.Counter()
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[report.nodeid.partition("::")[0]] += report.duration
+
+    def pytest_sessionfinish(self):
+        known = json.loads(DURATIONS.read_text(encoding="utf-8"))
+        root = DURATIONS.parents[1]
+        there = {file: value for file, value in known.items() if (root / file).exists()}
+        there |= {file: round(value, 1) for file, value in self.seconds.items()}
+        DURATIONS.write_text(json.dumps(dict(sorted(there.items())), indent=1) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +111,21 @@ def cache(request, tmp_path, monkeypatch):
             if os.environ.get(name) != stacks:  # a fixture of the test's own file has set it
                 continue
             monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_of_the_user():
+    """No test writes into data/: what is there is the user's."""
+    before = _files_below(DURATIONS.parents[1] / "data")
+    yield
+    after = _files_below(DURATIONS.parents[1] / "data")
+    assert sorted(dict(before ^ after)) == [], "tests changed files below data/"
+
+
+def _files_below(directory):
+    """(path, (size, time of the last change)) of every file."""
+    found = ((str(path), path.stat()) for path in directory.rglob("*") if path.is_file())
+    return {(path, (stat.st_size, stat.st_mtime_ns)) for path, stat in found}
 
 
 @pytest.fixture(scope="session")

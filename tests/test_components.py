@@ -13,8 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 OWN = '''
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 from pydantic import Field
+
+@dataclass
+class Inner:
+    share: float
+    sizes: tuple[int, ...] = ()
+
+class Nested:
+    def __init__(self, inner: Inner, mode: Literal[1, "auto"] = 1, least: int | Literal["auto"] = 1, free=None) -> None:
+        self.inner, self.free = inner, free
 
 class Focal:
     """A component of someone's own."""
@@ -149,3 +158,80 @@ def test_ones_own_that_cannot_be_loaded(own, name):
     text = refusal("losses", name)
     assert text.startswith(f"losses: cannot load {name!r}: ")
     assert text.endswith("Is its package installed beside Flyweight?")
+
+
+# Types as strict as those of settings.
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "arguments", "sentence"),
+    [
+        ("losses", "kd", {"temperature": "3"}, "temperature is '3': Input should be a valid number"),
+        ("losses", "kd", {"temperature": True}, "temperature is True: Input should be a valid number"),
+        ("losses", "kd", {"temperature": float("inf")}, "temperature is inf: Input should be a finite number"),
+        ("losses", "kd", {"alpha": float("nan")}, "alpha is nan: Input should be a finite number"),
+        ("losses", "kd", {"alpha": None}, "alpha is None: Input should be a valid number"),
+        ("pruners", "depth", {"drop": True}, "drop is True: Input should be a valid integer"),
+        ("pruners", "depth", {"drop": "1"}, "drop is '1': Input should be a valid integer"),
+        ("pruners", "depth", {"drop": 1.0}, "drop is 1.0: Input should be a valid integer"),
+        ("quantizers", "int4", {"block_size": "32"}, "block_size is '32': Input should be 16, 32, 64 or 128"),
+        (
+            "models",
+            "resnet",
+            {"in_channels": 1, "classes": 10, "stem_stride": True},
+            "stem_stride is True: Input should",
+        ),
+        ("models", "resnet", {"in_channels": 1, "classes": 10, "blocks": [1, True]}, "blocks.1 is True: Input should"),
+        (
+            "pruners",
+            "channel",
+            {"layer_ratios": {"stem.0": "0.5"}},
+            "layer_ratios.stem.0 is '0.5': Input should be a valid",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_the_name_of_the_setting(kind, name, arguments, sentence):
+    assert sentence in refusal(kind, name, **arguments)
+    with pytest.raises(SettingsError) as caught:
+        components.check(kind, name, arguments, "a.setting")
+    assert str(caught.value).startswith(f"a.setting.{sentence}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"inner": {"share": "3"}}, "inner.share is '3': Input should be a valid number"),
+        ({"inner": {"share": True}}, "inner.share is True: Input should be a valid number"),
+        ({"inner": {"share": float("inf")}}, "inner.share is inf: Input should be a finite number"),
+        ({"inner": {"share": 1, "sizes": [1, "2"]}}, "inner.sizes.1 is '2': Input should be a valid integer"),
+        ({"inner": {}}, "inner.share is missing"),
+        ({"inner": {"share": 1}, "mode": True}, "mode is True: Input should be a number"),
+        ({"inner": {"share": 1}, "least": True}, "least is True: Input should be a valid integer, or: Input should be 'auto'"),
+        ({"inner": {"share": 1}, "free": {"deep": [1, float("nan")]}}, "free.deep.1 is nan: Input should be a finite number"),
+    ],
+)  # fmt: skip
+def test_nested_arguments_of_ones_own_are_as_strict(own, arguments, sentence):
+    assert refusal("losses", "own_parts:Nested", **arguments) == f"losses.own_parts:Nested: {sentence}"
+
+
+def test_integers_are_numbers_and_lists_are_tuples(own):
+    made = components.build("losses", "own_parts:Nested", {"inner": {"share": 3, "sizes": [1, 2]}, "mode": "auto"})
+    assert (made.inner.share, type(made.inner.share), made.inner.sizes) == (3.0, float, (1, 2))
+
+
+@pytest.mark.parametrize("value", ["3", 3, 0.5, True, None, [1, "a"], {"a": [False]}])
+def test_an_argument_without_an_annotation_takes_any_plain_value(own, value):
+    made = components.build("losses", "own_parts:Nested", {"inner": {"share": 1}, "free": value})
+    assert made.free == value
+    assert type(made.free) is type(value)
+
+
+def test_an_unknown_argument_is_refused_with_the_name_of_the_setting():
+    with pytest.raises(
+        SettingsError, match=r"^distill\.loss\.temprature: losses\.kd has no setting 'temprature'; it has"
+    ):
+        components.check("losses", "kd", {"temprature": 2}, "distill.loss")
+
+
+def test_check_makes_nothing(own):
+    assert components.check("losses", "own_parts:Focal", {"gamma": 101}) == {"gamma": 101.0, "sizes": [1]}

@@ -30,6 +30,20 @@ def test_the_order_is_one_in_which_they_can_run():
             assert other in names[: names.index(stage.name)], f"{stage.name} stands before {other}"
 
 
+def test_the_groups_follow_one_another():
+    """So that Airflow's graph has one arrow from each to the next."""
+    groups = [stage.group for stage in STAGES.values()]
+    assert list(dict.fromkeys(groups)) == list(graph.GROUPS)
+    assert groups == sorted(groups, key=list(graph.GROUPS).index)
+
+
+def test_just_before_leaves_out_what_others_imply():
+    assert graph.before("prepare_data") == ()
+    assert graph.before("train") == ("validate",)
+    assert graph.before("evaluate") == ("build_tensorrt",)
+    assert graph.before("promote") == ("evaluate",)
+
+
 def test_it_is_the_order_of_the_docs():
     assert list(STAGES) == [
         "prepare_data", "validate", "train", "distill", "prune", "quantize", "export_onnx", "build_tensorrt",

@@ -27,6 +27,7 @@ LEVELS = {
     "data": 3,
     "runners": 3,
     "compression": 4,
+    "serving": 4,
     "serving.triton": 4,
     "training": 5,
     "serving.promotion": 5,

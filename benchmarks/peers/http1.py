@@ -1,6 +1,6 @@
 """The load generator for peers that speak HTTP/1.1: a closed loop with as little work a request as the one over gRPC.
 
-Takes the place of `pipeline.serving.load.generator` in `load.drive`, with the same plan and the same lines, so that windows,
+Takes the place of `pipeline.serving.load.generator` in `processes.drive`, with the same plan and the same lines, so that windows,
 latencies and processor time are counted alike. One connection a request in flight, kept alive, no pipelining: that is
 how HTTP/1.1 clients work. Requests are whole and ready to send; of an answer the status and the length are read.
 """

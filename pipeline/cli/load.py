@@ -12,11 +12,11 @@ import click
 
 from pipeline.cli import options
 from pipeline.errors import FlyweightError
-from pipeline.machine import places
+from pipeline.machine import places, workspace
 from pipeline.settings import schema
 
 if TYPE_CHECKING:
-    from pipeline.serving.load.measure import Closed, Open
+    from pipeline.serving.load.result import Closed, Open
     from pipeline.serving.load.tuning import Tuning
 
 _PLOTS = (".png", ".svg")
@@ -130,7 +130,7 @@ def _write_settings(found: Tuning, recipe: str | None) -> None:
     from pipeline.serving.load import tuning_run
     from pipeline.settings import edit
 
-    path = schema.ROOT / "recipes" / f"{recipe}.yaml" if recipe else schema.ROOT / "params.yaml"
+    path = workspace.root() / "recipes" / f"{recipe}.yaml" if recipe else workspace.root() / "params.yaml"
     there = tuning_run.values(schema.load(recipe).serving)
     changed = {name: value for name, value in tuning_run.values(found.chosen).items() if there[name] != value}
     edit.update(path, "serving", changed)
@@ -147,7 +147,7 @@ def _loads(concurrency: str | None, rate: str | None, arrivals: str | None) -> l
         )
     if arrivals and not rate:
         raise FlyweightError(f"--arrivals {arrivals} says how an open loop spaces its requests: give --rate with it")
-    from pipeline.serving.load.measure import Closed, Open
+    from pipeline.serving.load.result import Closed, Open
     from pipeline.serving.load.sweep import LEVELS
 
     if rate:
@@ -180,7 +180,7 @@ def _check_files(json_file: Path | None, plot_file: Path | None) -> None:
 
 def _images(count: int, settings: schema.Settings) -> Any:
     """Return the first `count` test images of the data set, (count, C, H, W)."""
-    from pipeline.data.shards import open_split
+    from pipeline.data.split import open_split
 
     split = open_split(places.data(settings.data.dataset), "test")
     if count > len(split):
@@ -191,8 +191,8 @@ def _images(count: int, settings: schema.Settings) -> Any:
 @contextlib.contextmanager
 def _triton() -> Iterator[None]:
     """What goes wrong with the server, or on the way to it, is a `ConnectionError`: another try may pass."""
-    from pipeline.serving.load.measure import LoadError
-    from pipeline.serving.triton.client import TritonError
+    from pipeline.serving.load.processes import LoadError
+    from pipeline.serving.triton.errors import TritonError
 
     try:
         yield

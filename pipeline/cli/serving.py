@@ -262,7 +262,8 @@ def ensemble(name: str, steps: Path) -> None:
 @contextlib.contextmanager
 def _triton() -> Iterator[Any]:
     """A client for Triton; what goes wrong with the server is a `ConnectionError`: another try may pass."""
-    from pipeline.serving.triton.client import Client, TritonError
+    from pipeline.serving.triton.client import Client
+    from pipeline.serving.triton.errors import TritonError
 
     try:
         with Client() as client:

@@ -1,0 +1,1 @@
+"""A network made smaller, and written in fewer bits."""

@@ -1,0 +1,1 @@
+"""Data sets: fetched, split, stored and read."""

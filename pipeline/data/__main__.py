@@ -14,6 +14,7 @@ from pipeline.components import build
 from pipeline.data import shards
 from pipeline.data.divide import divide
 from pipeline.errors import FlyweightError, SettingsError, near_miss
+from pipeline.machine import workspace
 from pipeline.protocols import Dataset
 from pipeline.settings import schema
 
@@ -23,7 +24,7 @@ _log = logging.getLogger("pipeline.data")
 def fetch(name: str) -> None:
     """Put the original files of `name` into data/raw/NAME."""
     dataset: Dataset = build("datasets", name, {})
-    directory = schema.ROOT / "data" / "raw" / name
+    directory = workspace.root() / "data" / "raw" / name
     with _whole(directory) as partial:
         dataset.fetch(partial)
     _log.info("%s: %d files in %s", name, len(list(directory.iterdir())), directory)
@@ -37,9 +38,9 @@ def prepare(name: str) -> None:
             f"'datasets' in params.yaml has no {name!r}; it has: {', '.join(known)}{near_miss(name, known)}"
         )
     dataset: Dataset = build("datasets", name, {})
-    original = dataset.read(schema.ROOT / "data" / "raw" / name)
+    original = dataset.read(workspace.root() / "data" / "raw" / name)
     splits, dropped = divide(original, known[name].validation_images, known[name].split_seed)
-    with _whole(schema.ROOT / "data" / name) as partial:
+    with _whole(workspace.root() / "data" / name) as partial:
         manifest = shards.write(partial, name=name, labels=dataset.labels, splits=splits, dropped=dropped)
     _log.info("%s: %s; dropped: %s", name, manifest.counts, manifest.dropped)
 

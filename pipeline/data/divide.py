@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.shards import Images, Labels, content_hashes
+from pipeline.data.manifest import Images, Labels
+from pipeline.data.shards import content_hashes
 from pipeline.errors import DataError
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data.shards import Manifest, content_hashes, read_shard
+from pipeline.data.manifest import Manifest
+from pipeline.data.shards import content_hashes, read_shard
 from pipeline.errors import DataError
 from pipeline.files import sha256
 

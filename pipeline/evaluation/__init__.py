@@ -1,0 +1,1 @@
+"""Numbers from answers: metrics, statistics and the gate."""

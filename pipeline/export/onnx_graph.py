@@ -1,10 +1,8 @@
-"""From a PyTorch network to an ONNX file, and the two halves that every such file has.
+"""From a PyTorch network to an ONNX file.
 
-    image (uint8) ─ Cast ─ Mul ─ Add ─ normalised (float32) ─ the network ─ logits
-
-The exporter sees the network alone; the preprocessing is put before it, so that a quantizer can take the halves apart
-again with `network_of` and join others with `with_preprocessing`. Nothing of the machine, the run or the code's place is
-written into the file: the same weights give the same bytes. The hash of those bytes leads to the run.
+The exporter sees the network alone; its preprocessing is put before it (see `pipeline.export.preprocessing`). Nothing of the
+machine, the run or the code's place is written into the file: the same weights give the same bytes. The hash of those
+bytes leads to the run.
 """
 
 from __future__ import annotations
@@ -22,19 +20,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import nn
 
 import pipeline
 from pipeline.errors import ModelError
+from pipeline.export.preprocessing import NORMALISED, with_preprocessing
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import ModelSpec
 
 OPSET = 20
 """The operator set where no setting says another."""
-NORMALISED = "normalised"
-"""The tensor at which preprocessing ends and the network begins."""
 _IR_VERSION = 10
 """Of ONNX 1.16: what ONNX Runtime has read since 1.18, and TensorRT since 10."""
 
@@ -76,9 +72,14 @@ def describe(spec: ModelSpec) -> dict[str, str]:
     }
 
 
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    """Return what a graph says of itself."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def annotate(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     """Set `metadata` in place, keeping what else is there; keys are sorted, so that the order never changes the bytes."""
-    known = {entry.key: entry.value for entry in model.metadata_props} | dict(metadata)
+    known = metadata_of(model) | dict(metadata)
     del model.metadata_props[:]
     helper.set_model_props(model, dict(sorted(known.items())))
 
@@ -89,64 +90,6 @@ def check(model: onnx.ModelProto, what: str) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{what} is not a valid ONNX model: {error}") from error
-
-
-def scale_and_shift(spec: ModelSpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what turns raw pixels p into ``p * scale + shift``, the network's input; (1, C, 1, 1) each."""
-    mean, std = (np.asarray(values, np.float64) for values in (spec.preprocessing.mean, spec.preprocessing.std))
-    shape = (1, -1, 1, 1)
-    return (1 / (255 * std)).reshape(shape).astype(np.float32), (-mean / std).reshape(shape).astype(np.float32)
-
-
-def with_preprocessing(network: onnx.ModelProto, spec: ModelSpec) -> onnx.ModelProto:
-    """Return `network` (its input is `NORMALISED`) behind Cast, Mul and Add, so that it takes raw uint8 pixels."""
-    model = onnx.ModelProto.FromString(network.SerializeToString())
-    scale, shift = scale_and_shift(spec)
-    image = spec.inputs[0]
-    set_input(model, image.name, onnx.TensorProto.UINT8, image.shape)
-    model.graph.initializer.extend(
-        [numpy_helper.from_array(scale, "pixel_scale"), numpy_helper.from_array(shift, "pixel_shift")]
-    )
-    prepend(
-        model,
-        [
-            helper.make_node("Cast", [image.name], ["pixels"], "preprocess/cast", to=onnx.TensorProto.FLOAT),
-            helper.make_node("Mul", ["pixels", "pixel_scale"], ["scaled"], "preprocess/scale"),
-            helper.make_node("Add", ["scaled", "pixel_shift"], [NORMALISED], "preprocess/shift"),
-        ],
-    )
-    return model
-
-
-def network_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the part of an exported `model` behind `NORMALISED`, as a model that takes it. Raises `ModelError`."""
-    producer = next((node for node in model.graph.node if NORMALISED in node.output), None)
-    if producer is None:
-        raise ModelError(
-            f"the ONNX graph has no tensor {NORMALISED!r}, at which its preprocessing would end: "
-            f"it was not written by `flyweight export_onnx`"
-        )
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
-    shape = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
-    set_input(copy, NORMALISED, onnx.TensorProto.FLOAT, shape)
-    for node in [node for node in copy.graph.node if node.name.startswith("preprocess/")]:
-        copy.graph.node.remove(node)
-    for tensor in [tensor for tensor in copy.graph.initializer if tensor.name in {"pixel_scale", "pixel_shift"}]:
-        copy.graph.initializer.remove(tensor)
-    return copy
-
-
-def set_input(model: onnx.ModelProto, name: str, dtype: int, shape: tuple[int, ...]) -> None:
-    """Make ``name`` (batch, *shape) the only input, in place; the batch axis is dynamic."""
-    del model.graph.input[:]
-    model.graph.input.append(helper.make_tensor_value_info(name, dtype, ["batch", *shape]))
-
-
-def prepend(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put `nodes` before all others, in place."""
-    nodes = [*nodes, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def _trace(spec: ModelSpec, network: nn.Module, opset: int) -> onnx.ModelProto:
@@ -217,7 +160,7 @@ def _hold_to_spec(model: onnx.ModelProto, spec: ModelSpec, opset: int) -> None:
     if answers != [wanted]:
         raise ModelError(
             f"{spec.architecture} answers {_words(image)} with {' and '.join(map(_words, answers))} instead of "
-            f"{_words(wanted)}: one row an image, one logit a label"
+            f"{_words(wanted)}: one row per image, one logit per label"
         )
 
 

@@ -1,0 +1,1 @@
+"""This computer: its processor and GPU, and where a workspace keeps things."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pipeline.settings.schema import ROOT
+from pipeline.machine import workspace
 
 
 def home() -> Path:
     """Everything that Flyweight writes and git ignores: stores, logs, scratch. ``FLYWEIGHT_HOME``."""
-    return Path(os.environ.get("FLYWEIGHT_HOME", ROOT / ".flyweight")).resolve()
+    return Path(os.environ.get("FLYWEIGHT_HOME", workspace.root() / ".flyweight")).resolve()
 
 
 def cache() -> Path:
@@ -23,12 +23,12 @@ def cache() -> Path:
 
 def data(dataset: str) -> Path:
     """The directory that DVC prepares for `dataset`: shards and manifest.json. ``FLYWEIGHT_DATA`` is its parent."""
-    return Path(os.environ.get("FLYWEIGHT_DATA", ROOT / "data")).resolve() / dataset
+    return Path(os.environ.get("FLYWEIGHT_DATA", workspace.root() / "data")).resolve() / dataset
 
 
 def triton_repository() -> Path:
     """What Triton serves. ``FLYWEIGHT_TRITON_REPOSITORY``."""
-    return Path(os.environ.get("FLYWEIGHT_TRITON_REPOSITORY", ROOT / "triton_repo")).resolve()
+    return Path(os.environ.get("FLYWEIGHT_TRITON_REPOSITORY", workspace.root() / "triton_repo")).resolve()
 
 
 def triton() -> Path:

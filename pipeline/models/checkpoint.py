@@ -6,16 +6,19 @@ nothing but tensors is read back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline import components
 from pipeline.errors import ModelError
+from pipeline.files import sha256
 from pipeline.models import surgery
+from pipeline.models.preprocessing import Normalisation
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 
 WEIGHTS_FILE = "model.safetensors"
@@ -52,25 +55,39 @@ def load(directory: Path) -> tuple[ModelSpec, nn.Module]:
     return spec, network.eval()
 
 
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint that has been read: pass it along instead of reading it again."""
+
+    directory: Path
+    spec: ModelSpec
+    network: nn.Module
+    """In evaluation mode, on the CPU. Whoever changes it takes a copy."""
+
+    @classmethod
+    def load(cls, directory: Path) -> Checkpoint:
+        """Read the checkpoint in `directory`. Raises `ModelError`."""
+        return cls(directory, *load(directory))
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """The hash of the file of weights."""
+        return sha256(self.directory / WEIGHTS_FILE)
+
+
 class WithPreprocessing(nn.Module):
     """A network that takes raw pixels: (N, C, H, W) uint8 -> (N, classes) float32 logits. This is what is exported."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, spec: ModelSpec, network: nn.Module) -> None:
         super().__init__()
+        self.preprocessing = Normalisation.of(spec.preprocessing).module()
         self.network = network
-        self.register_buffer("mean", torch.tensor(spec.preprocessing.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(spec.preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N, classes) float32."""
-        return self.network((image.float() / 255.0 - self.mean) / self.std)
+        return self.network(self.preprocessing(image))
 
 
 def normalise(spec: ModelSpec, images: Tensor) -> Tensor:
     """(N, C, H, W) uint8 -> the float images that the network takes."""
-    mean = torch.tensor(spec.preprocessing.mean, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(spec.preprocessing.std, device=images.device).view(1, -1, 1, 1)
-    return (images.float() / 255.0 - mean) / std
+    return Normalisation.of(spec.preprocessing).module().to(images.device)(images)

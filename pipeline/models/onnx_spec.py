@@ -10,14 +10,13 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto
 
 from pipeline.errors import PromotionError
-from pipeline.models.spec import ModelSpec, Preprocessing, TensorSpec
-from pipeline.serving.triton.repository import TYPES
+from pipeline.models.spec import DTYPES, ModelSpec, Preprocessing, TensorSpec
 
 ARCHITECTURE = "onnx"
 """What the spec of a file of unknown origin names as its architecture: nothing that could be rebuilt."""
 _DTYPES: Mapping[int, str] = {
     getattr(TensorProto, {"float16": "FLOAT16", "float32": "FLOAT", "float64": "DOUBLE"}.get(name, name.upper())): name
-    for name in TYPES
+    for name in DTYPES
 }
 
 
@@ -54,7 +53,7 @@ def _load(file: Path) -> onnx.ModelProto:
     if outside:
         raise PromotionError(
             f"{file} keeps {len(outside)} weights in other files, such as {outside[0]!r}, and one file is what is hashed and "
-            f"served: write it anew with onnx.save(onnx.load(file), file, save_as_external_data=False)"
+            f"served: write it again with onnx.save(onnx.load(file), file, save_as_external_data=False)"
         )
     return onnx.shape_inference.infer_shapes(model)
 
@@ -81,7 +80,7 @@ def _tensor(file: Path, kind: str, value: ValueInfoProto) -> TensorSpec:
     if tensor.elem_type not in _DTYPES:
         name = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise PromotionError(
-            f"{where} holds {name}, which model.py cannot pass on; it can: {', '.join(TYPES)}. "
+            f"{where} holds {name}, which model.py cannot pass on; it can: {', '.join(DTYPES)}. "
             f"{'Turn text into numbers before the model' if name == 'string' else 'Put a Cast to one of them into the graph'}"
         )
     if not tensor.HasField("shape"):

@@ -1,4 +1,4 @@
-"""What a model is, but its weights: architecture, pruning plan, inputs, outputs, preprocessing, labels; `model.json`.
+"""What a model is except its weights: architecture, pruning plan, inputs, outputs, preprocessing, labels; `model.json`.
 
 The spec is the one source of ONNX axes, TensorRT profiles and `config.pbtxt`. It knows nothing of PyTorch, which serving
 does not need and which takes seconds to import.
@@ -7,13 +7,20 @@ does not need and which takes seconds to import.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ModelError
 
 SPEC_FILE = "model.json"
+
+
+Dtype = Literal[
+    "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"
+]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+"""Every type of number that a tensor may hold, as NumPy names it."""
 
 
 class _Frozen(BaseModel):
@@ -24,20 +31,7 @@ class TensorSpec(_Frozen):
     """One named tensor that a client sends or gets; `shape` leaves out the batch axis, and -1 in it is any length."""
 
     name: str
-    dtype: Literal[
-        "bool",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "float16",
-        "float32",
-        "float64",
-    ]
+    dtype: Dtype
     shape: tuple[int, ...]
 
 
@@ -66,7 +60,7 @@ class PruningStep(_Frozen):
 
 
 class ModelSpec(_Frozen):
-    """All that must be known to rebuild, export and serve a model, but its weights."""
+    """All that must be known to rebuild, export and serve a model except its weights."""
 
     architecture: str
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -99,7 +93,7 @@ def image_classifier(
     labels: tuple[str, ...],
     preprocessing: Preprocessing,
 ) -> ModelSpec:
-    """Return the spec of a network from raw ``image`` (uint8, C x H x W) to ``logits`` (float32, one a label)."""
+    """Return the spec of a network from raw ``image`` (uint8, C x H x W) to ``logits`` (float32, one per label)."""
     return ModelSpec(
         architecture=architecture,
         arguments=arguments,

@@ -1,0 +1,1 @@
+"""Events of a running stage, and the ways to show them."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.progress import events as progress
-from pipeline.progress.follow import Event, Follower
+from pipeline.progress.follow import Event, Follower, share
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def shown(title: str, say: Callable[[str], None]) -> Iterator[None]:
         def on_events(events: list[Event]) -> None:
             last = events[-1]
             values = " ".join(f"{name} {value:.4g}" for name, value in last["metrics"].items())
-            bar.update(task, completed=last["done"], total=last["total"], description=values)
+            bar.update(task, completed=share(last), total=1.0, description=values)
 
         file = Path(directory) / "progress.jsonl"
         os.environ[progress.ENVIRONMENT] = str(file)

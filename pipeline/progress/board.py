@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.machine import places
-from pipeline.progress.follow import Event, remaining_seconds
+from pipeline.progress.follow import Event, remaining_seconds, share
 
 ENDED = frozenset({"done", "reused", "skipped", "failed", "not run"})
 _WORDS = {
@@ -57,7 +57,7 @@ class StageView:
     @property
     def percent(self) -> str:
         """How much of the present piece of work is done."""
-        return f"{100 * self.last['done'] / self.last['total']:.0f} %" if self.last and self.state == "running" else ""
+        return f"{100 * share(self.last):.0f} %" if self.last and self.state == "running" else ""
 
     @property
     def eta(self) -> str:

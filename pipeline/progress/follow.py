@@ -67,15 +67,18 @@ class Follower:
     def _tell(self, event: Event) -> None:
         first = self._begun.setdefault(event["what"], event)
         now = time.monotonic()
-        if now - self._said < _LINE_SECONDS and event["done"] < event["total"]:
+        if now - self._said < _LINE_SECONDS and share(event) < 1.0:
             return
         self._said = now
         values = " ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
         eta = remaining_seconds(first, event)
         left = f" ETA {eta:.0f} s" if eta else ""
-        self._say(
-            f"[{self._stage}] {event['what']} {100 * event['done'] / event['total']:.0f} %{left} {values}".rstrip()
-        )
+        self._say(f"[{self._stage}] {event['what']} {100 * share(event):.0f} %{left} {values}".rstrip())
+
+
+def share(event: Event) -> float:
+    """Return how much of its work is done at an event, from 0 to 1; work without a length is done at once."""
+    return min(max(event["done"] / event["total"], 0.0), 1.0) if event["total"] > 0 else 1.0
 
 
 def remaining_seconds(first: Event, last: Event) -> float | None:
@@ -83,4 +86,4 @@ def remaining_seconds(first: Event, last: Event) -> float | None:
     done, passed = last["done"] - first["done"], last["time"] - first["time"]
     if done <= 0 or passed <= 0:
         return None
-    return (last["total"] - last["done"]) * passed / done
+    return max(last["total"] - last["done"], 0) * passed / done

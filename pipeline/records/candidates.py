@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pipeline.errors import ModelError, near_miss
 from pipeline.records.evaluation import Offline
@@ -16,7 +16,7 @@ from pipeline.records.evaluation import Offline
 CANDIDATES_FILE = "candidates.json"
 ENGINES_FILE = "engines.json"
 ENGINE_FILE = "engine.json"
-"""Beside each plan: what it is, by itself."""
+"""Beside each plan: what that one is."""
 LAYERS_FILE = "layers.json"
 """Beside each plan: what it is made of."""
 _File = TypeVar("_File", bound=BaseModel)
@@ -51,8 +51,14 @@ class Candidate(_Frozen):
     """Multiply-accumulates for one image, of the PyTorch model that it was made from."""
     precision: str
     """Such as float32 or int8, as the file's own metadata says."""
-    target: Literal["any", "cpu", "tensorrt"]
-    source: Literal["teacher", "student", "pruned"]
+    target: str
+    """The runtime that it is written for, such as cpu or tensorrt; any where every runtime takes it."""
+    source: str
+    """The candidate whose checkpoint it was made from: itself where it is float."""
+    parent: str | None = None
+    """The candidate that it was made smaller from; None for the first of its line."""
+    made_by: str | None = None
+    """The stage that made it from its parent."""
     parity: Parity
     gives_way_to: str | None = None
     """The float candidate to serve in its stead, where `quantize` found int8 no faster than it on this machine."""
@@ -88,6 +94,25 @@ class Candidates(_Frozen):
                 return candidate
         known = [candidate.name for candidate in self.candidates]
         raise ModelError(f"there is no candidate {name!r}; there are: {', '.join(known)}{near_miss(name, known)}")
+
+    def ancestry(self, name: str) -> tuple[Candidate, ...]:
+        """Return the line that ends in the candidate called `name`, the oldest first. Raises `ModelError`."""
+        line = [self.named(name)]
+        while line[0].parent is not None:
+            line.insert(0, self.named(line[0].parent))
+        return tuple(line)
+
+    @model_validator(mode="after")
+    def _parents_come_before(self) -> Candidates:
+        """Each parent is listed before its children, so that no line runs in a circle."""
+        seen: set[str] = set()
+        for candidate in self.candidates:
+            if candidate.parent is not None and candidate.parent not in seen:
+                raise ValueError(
+                    f"candidate {candidate.name!r} was made from {candidate.parent!r}, not listed before it"
+                )
+            seen.add(candidate.name)
+        return self
 
 
 class Profile(_Frozen):

@@ -107,6 +107,8 @@ class Measured(_Record):
     precision: str
     target: str
     source: str
+    parent: str | None = None
+    made_by: str | None = None
     gives_way_to: str | None = None
     """The float candidate to serve in its stead, where `quantize` found int8 no faster than it."""
     export_parity: dict[str, Any] = Field(default_factory=dict)

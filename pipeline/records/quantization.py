@@ -1,5 +1,49 @@
-"""The file that `quantize` leaves: what to serve, and the proof."""
+"""`quantization.json`: what `quantize` wrote for each target, and which candidate it says to serve."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import ModelError
+
 QUANTIZATION_FILE = "quantization.json"
+QAT = "qat"
+"""Directory, beside it, of the checkpoint that was trained while it rounded."""
+ORIGINAL = "pruned"
+"""The candidate that is quantized."""
+
+
+class Quantization(BaseModel):
+    """What later stages read of the file; it says more, for people."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    serve: str | None = None
+    """The candidate to serve, the quantized one or its original; None where no form for cpu was made."""
+    targets: dict[str, dict[str, float]]
+    """Target -> what its quantizer counted; the form is in ``<target>/model.onnx``."""
+
+    def gives_way_to(self, target: str) -> str | None:
+        """Return the candidate to serve in the place of what was quantized for `target`, if the record says so."""
+        return self.serve if target == "cpu" and self.serve != candidate_of(target) else None
+
+
+def candidate_of(target: str) -> str:
+    """Return what the candidate is called that is quantized for `target`."""
+    return "int8" if target == "cpu" else f"int8_{target}"
+
+
+def load_quantization(directory: Path) -> Quantization:
+    """Return what the file in `directory` says. Raises `ModelError`."""
+    file = directory / QUANTIZATION_FILE
+    try:
+        return Quantization.model_validate_json(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{directory} is not what quantize leaves when it has ended well: {QUANTIZATION_FILE} is missing. "
+            f"Run `flyweight quantize` again."
+        ) from error
+    except ValidationError as error:
+        raise ModelError(f"{file} does not hold: {error}. Run `flyweight quantize` again.") from error

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU behind the calling convention of `pipeline.runners.runner`, without PyTorch, which serving does not need."""
+"""ONNX Runtime on the CPU behind the calling convention of all runners, without PyTorch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any
 
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from pipeline.errors import ModelError
+
+_KINDS = (kind for kind in vars(onnxruntime_pybind11_state).values() if isinstance(kind, type))
+ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in _KINDS if issubclass(kind, Exception)), RuntimeError, ValueError
+)  # fmt: skip
+"""All that ONNX Runtime raises: its own errors have no common base except Exception."""
 
 
 class OnnxRunner:
@@ -25,21 +32,33 @@ class OnnxRunner:
 
     def __init__(self, file: Path, threads: int = 1) -> None:
         self.name = f"onnxruntime:{file.parent.name}"
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(file), session_options(threads), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-            raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
+        self._session = open_session(file, session_options(threads))
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
-        """Named batched arrays, as the graph names and types them -> named batched arrays."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+        """Named batched arrays, as the graph names and types them -> named batched arrays. Raises `ModelError`."""
+        try:
+            found = self._session.run(self._outputs, dict(inputs))
+        except ERRORS as error:
+            shapes = ", ".join(f"{name} {array.dtype}{array.shape}" for name, array in inputs.items())
+            raise ModelError(f"{self.name} refuses {shapes}: {error}") from error
+        return dict(zip(self._outputs, found, strict=True))
 
     def close(self) -> None:
         """Let go of the session."""
         del self._session
+
+
+def open_session(
+    file: Path, options: onnxruntime.SessionOptions | None = None, **arguments: Any
+) -> onnxruntime.InferenceSession:
+    """Load `file` into ONNX Runtime on the CPU; `arguments` are the session's. Raises `ModelError`."""
+    try:
+        return onnxruntime.InferenceSession(
+            str(file), options or session_options(), providers=["CPUExecutionProvider"], **arguments
+        )
+    except ERRORS as error:
+        raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
 
 
 def session_options(threads: int = 1, **settings: Any) -> onnxruntime.SessionOptions:

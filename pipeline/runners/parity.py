@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ModelError
 from pipeline.protocols import Runner
 from pipeline.records.candidates import Parity
+from pipeline.runners.answer import answer
 
 
 def compare(runner: Runner, reference: Runner, images: NDArray[np.uint8], batch: int = 64) -> Parity:
@@ -15,17 +16,22 @@ def compare(runner: Runner, reference: Runner, images: NDArray[np.uint8], batch:
 
     Raises `ModelError` where one of them answers with NaN or infinity, which no difference would show.
     """
-    largest, total, changed, values = 0.0, 0.0, 0, 0
-    for start in range(0, len(images), batch):
-        inputs = {"image": images[start : start + batch]}
-        ours, theirs = (one(inputs)["logits"] for one in (runner, reference))
-        for one, logits in ((runner, ours), (reference, theirs)):
-            if not np.isfinite(logits).all():
-                raise ModelError(f"{one.name} answers images {start} to {start + len(logits) - 1} with NaN or infinity")
-        difference = np.abs(ours.astype(np.float64) - theirs)
-        largest = max(largest, float(difference.max()))
-        total, values = total + float(difference.sum()), values + difference.size
-        changed += int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
+    ours, theirs = (_finite(one, images, batch) for one in (runner, reference))
+    difference = np.abs(ours.astype(np.float64) - theirs)
     return Parity(
-        images=len(images), max_difference=largest, mean_difference=total / values, changed_predictions=changed
+        images=len(images),
+        max_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        changed_predictions=int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum()),
     )
+
+
+def _finite(runner: Runner, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
+    logits = answer(runner, {"image": images}, batch)["logits"]
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(broken):
+        raise ModelError(
+            f"{runner.name} answers {len(broken)} of {len(images)} images with NaN or infinity, the first of them image "
+            f"{broken[0]}"
+        )
+    return logits

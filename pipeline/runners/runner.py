@@ -1,8 +1,9 @@
-"""PyTorch and TensorRT behind the calling convention of all runners: named batched arrays in, named batched arrays out.
+"""PyTorch and TensorRT behind the calling convention of all runners.
+
+Named batched arrays in, named batched arrays out.
 
 They take raw pixels, ``{"image": (N, C, H, W) uint8}``, and give ``{"logits": (N, classes) float32}``, so that "the
-same model" is something that can be measured. `pipeline.runners.onnx_runner.OnnxRunner` and `pipeline.serving.triton.client.TritonRunner`
-are of the same kind.
+same model" is something that can be measured. `pipeline.runners.onnx_runner.OnnxRunner` is of the same kind.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from pipeline.export import tensorrt
-from pipeline.models.checkpoint import WithPreprocessing, load
+from pipeline.models.checkpoint import Checkpoint, WithPreprocessing
 from pipeline.records.candidates import load_engine
 
 
 class TorchRunner:
-    """A checkpoint directory in PyTorch, on the CPU.
+    """A checkpoint in PyTorch, on the CPU.
 
     Args:
-        directory: holds model.json and model.safetensors.
+        checkpoint: one that has been read, or the directory of model.json and model.safetensors.
         threads: CPU threads; PyTorch knows only one number for the whole process, so the last runner's holds.
     """
 
-    def __init__(self, directory: Path, threads: int = 1) -> None:
-        self.name = f"torch:{directory.name}"
-        spec, network = load(directory)
-        self._output = spec.outputs[0].name
-        self._model = WithPreprocessing(spec, network).eval()
+    def __init__(self, checkpoint: Checkpoint | Path, threads: int = 1) -> None:
+        loaded = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.load(checkpoint)
+        self.name = f"torch:{loaded.directory.name}"
+        self._output = loaded.spec.outputs[0].name
+        self._model = WithPreprocessing(loaded.spec, loaded.network).eval()
         torch.set_num_threads(threads)
 
     def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:

@@ -1,0 +1,1 @@
+"""MLflow, Triton and Airflow on this machine: started, watched, stopped."""

@@ -13,8 +13,9 @@ import secrets
 import sys
 from pathlib import Path
 
-from pipeline.settings.schema import ROOT
+from pipeline.machine import workspace
 
+DAGS = workspace.SOURCE / "dags"
 USER = "admin"
 POOLS = {"training": (1, "Stages that want the whole machine: one at a time.")}
 """Pool -> (slots, what it is for). Made by ``airflow pools set NAME SLOTS TEXT`` before the scheduler starts."""
@@ -29,7 +30,7 @@ def airflow_environment(home: Path, port: int) -> dict[str, str]:
         # The path must be absolute: every process opens the same file. No longer wait for it than the default's 5 seconds: an
         # API server that waited a minute for itself answered nobody meanwhile.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         # All workers are forked at start; the graph is never wider than two stages.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import stat
@@ -19,10 +18,9 @@ from packaging.version import Version
 
 from pipeline.errors import FlyweightError
 from pipeline.export import tensorrt
-from pipeline.machine import cpu, places
+from pipeline.machine import cpu, places, workspace
 from pipeline.services import services
 from pipeline.services.airflow_settings import password_file
-from pipeline.settings.schema import ROOT
 
 _GB = 1e9
 _DISK_GB, _MEMORY_GB = 5, 3  # what a first demo writes; what the stack and a training on two processes take
@@ -42,7 +40,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Return what was found, in the order in which problems are best mended."""
+    """Return what was found, in the order in which problems are best repaired."""
     looks: tuple[Callable[[], Iterator[Check]], ...] = (
         _python,
         _packages,
@@ -71,7 +69,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    wrong = wrong_packages((ROOT / "requirements.lock").read_text(encoding="utf-8"))
+    wrong = wrong_packages((workspace.SOURCE / "requirements.lock").read_text(encoding="utf-8"))
     found = (
         f"{len(wrong)} differ from requirements.lock: {', '.join(wrong[:5])}" if wrong else "as requirements.lock says"
     )
@@ -113,11 +111,10 @@ def _memory() -> Iterator[Check]:
 
 def _processor() -> Iterator[Check]:
     found = cpu.describe()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check(
         "CPU",
         None if not found.vnni and found.machine == "x86_64" else True,
-        f"{found.model}, {cores} cores, {', '.join(found.flags) or 'no integer instructions that are known here'}",
+        f"{found.model}, {cpu.cores()} cores, {', '.join(found.flags) or 'no integer instructions that are known here'}",
         "none: without VNNI int8 is slower here than elsewhere, and the gate measures what it gives",
     )
 

@@ -23,6 +23,8 @@ from pipeline.services import supervise
 
 MARK = "FLYWEIGHT_STACK"
 """Environment variable of everything below a supervised process; its value is the directory of the state files."""
+RESTART_PAUSE_SECONDS = 0.25
+"""How long the supervisor waits before the first restart of what failed; the pause doubles with each failure in a row."""
 _CLOCK_SECONDS = 2.0  # how far a start time may seem to move when the clock is set
 
 
@@ -43,6 +45,7 @@ def start(name: str, command: list[str], environment: Mapping[str, str], *, rest
 
     With `restart` it is started again when it fails by itself; the log says so.
     """
+    again = [f"--restart={RESTART_PAUSE_SECONDS:g}"] if restart else []
     log = log_file(name)
     if log.exists():
         log.replace(log.with_suffix(".old.log"))
@@ -51,7 +54,7 @@ def start(name: str, command: list[str], environment: Mapping[str, str], *, rest
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.services.supervise", *(["--restart"] if restart else []), *command],
+            [sys.executable, "-m", "pipeline.services.supervise", *again, *command],
             stdin=read,
             stdout=descriptor,
             stderr=subprocess.STDOUT,

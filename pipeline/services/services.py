@@ -7,7 +7,6 @@ What is up already stays as it is; what is missing is started side by side, sinc
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 import click
 
 from pipeline.errors import FlyweightError
+from pipeline.files import lock
 from pipeline.machine import places
 from pipeline.services import processes
 from pipeline.services.airflow_client import AirflowClient
@@ -270,9 +270,7 @@ def _program(name: str) -> list[str]:
 @contextlib.contextmanager
 def _lock() -> Iterator[None]:
     """Let one `up` or `down` work at a time."""
-    places.home().mkdir(parents=True, exist_ok=True)
-    with (places.home() / "stack.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(places.home() / "stack.lock"):
         yield
 
 

@@ -5,8 +5,8 @@ started, when this process gets SIGTERM or SIGINT and when its standard input is
 even a caller that is killed with -9 takes everything with it. What the command leaves behind when it ends by itself, or is
 killed, is ended too. On Linux nothing escapes by a session of its own: orphans become children of this process.
 
-With ``--restart`` before the command, one that fails by itself is started again, after a pause that doubles with each
-failure in a row; after `MOST_RESTARTS` of them this process gives up.
+With ``--restart=SECONDS`` before the command, one that fails by itself is started again, after a pause of SECONDS that doubles
+with each failure in a row; after `MAXIMUM_RESTARTS` of them this process gives up.
 
 Exit code: the command's own, or 128 + the number of the signal that ended it.
 """
@@ -23,16 +23,18 @@ import sys
 import time
 
 GRACE_SECONDS = 10.0
-MOST_RESTARTS = 6
-FIRST_PAUSE_SECONDS = 0.25
+MAXIMUM_RESTARTS = 6
 HEALTHY_SECONDS = 60.0
-"""What has run for so long begins to count its failures anew."""
+"""What has run for so long counts its failures from the start again."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _STOP = {signal.SIGTERM, signal.SIGINT}
 
 
-def run(command: list[str], *, restart: bool = False) -> int:
-    """Run `command` until it ends or this process is told to stop; return its exit code as a shell would."""
+def run(command: list[str], *, restart: float | None = None) -> int:
+    """Run `command` until it ends or this process is told to stop; return its exit code as a shell would.
+
+    `restart` is the pause in seconds before a first restart; None: what fails stays down.
+    """
     wake, notify = os.pipe()
     os.set_blocking(notify, False)
     signal.set_wakeup_fd(notify)
@@ -44,11 +46,11 @@ def run(command: list[str], *, restart: bool = False) -> int:
         begun = time.monotonic()
         code, told = _run_once(command, wake)
         failures = 1 if time.monotonic() - begun > HEALTHY_SECONDS else failures + 1
-        if told or code == 0 or not restart or failures > MOST_RESTARTS:
+        if told or code == 0 or restart is None or failures > MAXIMUM_RESTARTS:
             return code
-        pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
+        pause = restart * 2 ** (failures - 1)
         _say(
-            f"it ended with code {code}; starting it again in {pause:g} s (failure {failures} of {MOST_RESTARTS} in a row)"
+            f"it ended with code {code}; starting it again in {pause:g} s (failure {failures} of {MAXIMUM_RESTARTS} in a row)"
         )
         if _told_within(wake, pause):
             return code
@@ -132,5 +134,6 @@ def _prctl(option: int, value: int) -> None:
 
 
 if __name__ == "__main__":
-    again = sys.argv[1:2] == ["--restart"]
-    sys.exit(run(sys.argv[1 + again :], restart=again))
+    option, _, seconds = sys.argv[1].partition("=")
+    restarts = option == "--restart"
+    sys.exit(run(sys.argv[1 + restarts :], restart=float(seconds) if restarts else None))

@@ -1,1 +1,1 @@
-
+"""Triton: talk to it, change what is live, measure it."""

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.machine import workspace
 from pipeline.settings import yaml12
-from pipeline.settings.schema import ROOT, Settings, fields, recipes
+from pipeline.settings.schema import Settings, fields, recipes
 
 RECIPE = "recipe"
 FORCE = "force"
@@ -107,9 +108,9 @@ def _leaf(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _trees() -> Iterator[tuple[str, Any]]:
     """Yield (where from, settings as a tree), unchecked: a wrong recipe must stop a run in `check`, not hide the DAG."""
     yield "schema", Settings.model_construct().model_dump(mode="json")
-    yield "params.yaml", yaml12.read((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    yield "params.yaml", yaml12.read((workspace.root() / "params.yaml").read_text(encoding="utf-8"))
     for name in recipes():
-        yield name, yaml12.read((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+        yield name, yaml12.read((workspace.root() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _empty(key: str, trees: Mapping[str, Any]) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline import components
+from pipeline.machine import workspace
 from pipeline.settings import yaml12
-from pipeline.settings.schema import ROOT, DatasetSplit, Section, Settings, fields, recipes
+from pipeline.settings.schema import DatasetSplit, Section, Settings, fields, recipes
 
-PAGE = ROOT / "docs" / "settings.md"
+PAGE = workspace.SOURCE / "docs" / "settings.md"
 
 _INTRODUCTION = """\
 # Settings
@@ -139,7 +140,7 @@ def _recipes() -> list[str]:
     lines = ["## Recipes", "", "A file in `recipes/` is one whole use. What it does not set keeps its default.", ""]
     trees: dict[str, dict[str, Any]] = {}
     for name in recipes():
-        text = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        text = (workspace.root() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
         command, _, what = text.partition("\n")[0].lstrip("# ").partition("  ")
         lines.append(f"- **{name}**: `{command.strip()}`. {what.strip()}")
         trees[name] = dict(_flat(yaml12.read(text)))

@@ -8,9 +8,8 @@ Nothing heavy is imported: a DAG file may import this module.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline import components
 from pipeline.errors import SettingsError, near_miss
+from pipeline.machine import workspace
 from pipeline.settings import yaml12
-
-ROOT = Path(os.environ.get("FLYWEIGHT_ROOT", Path(__file__).resolve().parents[2]))
-"""The directory that holds params.yaml, recipes/, dvc.yaml and data/."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -45,9 +42,9 @@ class Component(BaseModel):
         """The settings beside the name: what the constructor takes."""
         return dict(self.model_extra or {})
 
-    def build(self, kind: str) -> Any:
-        """Return the component made with these arguments. Raises `SettingsError`."""
-        return components.build(kind, self.name, self.arguments)
+    def build(self, kind: str, setting: str = "") -> Any:
+        """Return the component made with these arguments. Raises `SettingsError`, which names `setting` if it is given."""
+        return components.build(kind, self.name, self.arguments, setting)
 
 
 class Data(Section):
@@ -193,7 +190,7 @@ class Quantize(Section):
 
         A quantizer of the user's own that has no `targets` is taken to write all of them.
         """
-        quantizer = self.quantizer.build("quantizers")
+        quantizer = self.quantizer.build("quantizers", "quantize.quantizer")
         writes: tuple[str, ...] = getattr(quantizer, "targets", self.targets)
         if misfits := [target for target in self.targets if target not in writes]:
             without = " and take int8_tensorrt out of build_tensorrt.candidates" if "tensorrt" in misfits else ""
@@ -473,10 +470,17 @@ class Settings(Section):
         yield "quantize.quantizer", "quantizers", self.quantize.quantizer
         yield "quantize.loss", "losses", self.quantize.loss
 
+    def check_arguments(self, sections: Iterable[str]) -> None:
+        """Check the arguments of every component in `sections`; makes none. Raises `SettingsError` naming the setting."""
+        for setting, kind, component in self.components():
+            if setting.partition(".")[0] in sections:
+                given = components.GIVEN.get(kind, {})
+                components.check(kind, component.name, {**given, **component.arguments}, setting)
+
 
 def recipes() -> list[str]:
     """Return the names of the shipped recipes."""
-    return sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    return sorted(path.stem for path in (workspace.root() / "recipes").glob("*.yaml"))
 
 
 def load(recipe: str | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -484,13 +488,15 @@ def load(recipe: str | None = None, overrides: Mapping[str, Any] | None = None) 
 
     Raises `SettingsError` that names every problem at once.
     """
-    tree = _overlay(_defaults(), _read_yaml(ROOT / "params.yaml"))
+    tree = _overlay(_defaults(), _read_yaml(workspace.root() / "params.yaml"))
     if recipe:
         if recipe not in recipes():
             raise SettingsError(
                 f"there is no recipe {recipe!r}; recipes/ has: {', '.join(recipes())}{near_miss(recipe, recipes())}"
             )
-        tree = _overlay(tree, _pinned(_read_yaml(ROOT / "recipes" / f"{recipe}.yaml"), f"recipes/{recipe}.yaml"))
+        tree = _overlay(
+            tree, _pinned(_read_yaml(workspace.root() / "recipes" / f"{recipe}.yaml"), f"recipes/{recipe}.yaml")
+        )
     above: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         branch: Any = value

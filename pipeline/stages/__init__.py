@@ -1,1 +1,1 @@
-
+"""One stage per file: wiring only."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.shards import Split, open_split
+from pipeline.data.split import Split, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import tensorrt
 from pipeline.files import sha256
@@ -34,6 +34,7 @@ from pipeline.records.candidates import (
     load_candidates,
     save,
 )
+from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.parity import compare
 from pipeline.runners.runner import TensorRTRunner
@@ -178,10 +179,7 @@ def measure(engine: Engine, out: Path, onnx_file: Path, validation: Split) -> On
 
 
 def _accuracy(runner: Runner, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
-    answers = [
-        runner({"image": images[at : at + batch]})["logits"].argmax(axis=1) for at in range(0, len(images), batch)
-    ]
-    return float((np.concatenate(answers) == labels).mean())
+    return float((answer(runner, {"image": images}, batch)["logits"].argmax(axis=1) == labels).mean())
 
 
 def _write(engine: Engine, out: Path) -> None:

@@ -12,7 +12,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
 from pipeline.models import size as macs
 from pipeline.models.spec import ModelSpec, load_spec

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from pipeline.data.shards import Split, open_split
+from pipeline.data.split import Split, open_split
 from pipeline.errors import BudgetError, ModelError
 from pipeline.evaluation import gate
 from pipeline.evaluation.quality import quality
@@ -41,6 +41,7 @@ from pipeline.records.evaluation import (
     save,
 )
 from pipeline.report import plots
+from pipeline.runners.answer import answer as ask
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner
 from pipeline.runners.timing import time_runners
@@ -54,7 +55,6 @@ from pipeline.settings.schema import Budget, Evaluate, Serving
 PREDICTIONS_FILE = "predictions.npz"
 GOLDEN_IMAGES = 64
 SPLITS = ("validation", "test")
-_BATCH = 128
 _SAMPLE = 1000
 """Validation images that PyTorch answers as well, that timings take turns over and that the load generator sends."""
 _PARITY_IMAGES = 64
@@ -202,7 +202,7 @@ def answer(subjects: Subjects) -> Answers:
             continue
         answers.logits[candidate.name] = {}
         for name, split in subjects.splits.items():
-            answers.logits[candidate.name][name] = _predict(runner, split)
+            answers.logits[candidate.name][name] = ask(runner, {"image": split})["logits"]
             done += len(split)
             report("answers", done=done, total=total)
         runner.close()
@@ -215,9 +215,9 @@ def agree_with_torch(subjects: Subjects, answers: Answers) -> dict[str, float]:
     agreement = {}
     for name, directory in subjects.checkpoints.items():
         runner = TorchRunner(directory, threads=_cores())
-        batches = [runner({"image": images[at : at + _BATCH]})["logits"] for at in range(0, len(images), _BATCH)]
+        logits = ask(runner, {"image": images})["logits"]
         runner.close()
-        same = np.concatenate(batches).argmax(axis=1) == _sampled(subjects, answers, name).argmax(axis=1)
+        same = logits.argmax(axis=1) == _sampled(subjects, answers, name).argmax(axis=1)
         agreement[name] = float(same.mean())
     return agreement
 
@@ -379,13 +379,6 @@ def _write(
     save_file({"images": np.ascontiguousarray(golden)}, out / GOLDEN_FILE)
     for name, figure in plots.all_plots(evaluation, verdict).items():
         plots.png(figure, out / "plots" / f"{name}.png")
-
-
-def _predict(runner: Runner, split: Split) -> Logits:
-    batches = [
-        runner({"image": split.slice(start, start + _BATCH)})["logits"] for start in range(0, len(split), _BATCH)
-    ]
-    return np.concatenate(batches)
 
 
 def _sampled(subjects: Subjects, answers: Answers, name: str) -> Logits:

@@ -7,7 +7,6 @@ without DVC: everything where ``FLYWEIGHT_DATA`` names a directory of your own, 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -19,13 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data.shards import MANIFEST_FILE, load_manifest
+from pipeline.data.manifest import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
-from pipeline.machine import places
+from pipeline.files import lock
+from pipeline.machine import places, workspace
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.data import DATA_FILE
-from pipeline.settings.schema import ROOT, Data
+from pipeline.settings.schema import Data
 
 if TYPE_CHECKING:
     from dvc.output import Output
@@ -49,7 +49,7 @@ def prepare_data(config: Data, *, out: Path) -> Metrics:
     else:
         revision = _by_dvc(name, directory)
     manifest = load_manifest(directory)
-    root = ROOT.resolve()
+    root = workspace.root().resolve()
     path = directory.relative_to(root) if directory.is_relative_to(root) else directory
     facts = {"dataset": name, "path": str(path), **revision}
     (out / DATA_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -81,10 +81,7 @@ def _by_dvc(name: str, directory: Path) -> dict[str, str | None]:
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Wait for any other prepare_data of this repository: DVC itself would fail, not wait."""
-    path = ROOT / ".dvc" / "tmp" / "flyweight.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(workspace.root() / ".dvc" / "tmp" / "flyweight.lock"):
         yield
 
 
@@ -96,7 +93,7 @@ def _recorded(name: str) -> tuple[str | None, bool]:
     from dvc.repo import Repo, lock_repo
 
     target = f"prepare@{name}"
-    with Repo(str(ROOT)) as repo, lock_repo(repo):
+    with Repo(str(workspace.root())) as repo, lock_repo(repo):
         listed = [stage.name for stage in repo.index.stages]
         if target not in listed and not places.data(name).is_dir():
             known = [stage.removeprefix("prepare@") for stage in listed if stage.startswith("prepare@")]
@@ -106,7 +103,7 @@ def _recorded(name: str) -> tuple[str | None, bool]:
             )
         if target not in listed:
             return None, False
-        stages = repo.stage.collect(f"{ROOT / 'dvc.yaml'}:{target}", with_deps=True)
+        stages = repo.stage.collect(f"{workspace.root() / 'dvc.yaml'}:{target}", with_deps=True)
         _refuse_foreign_changes(repo, [out for stage in stages for out in stage.outs])
         (prepared,) = next(stage.outs for stage in stages if stage.name == target)
         return prepared.hash_info.value, any(stage.status() for stage in stages)
@@ -145,8 +142,8 @@ def _reproduce(target: str) -> None:
     said = []
     with subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", target],
-        cwd=ROOT,
-        env={**os.environ, "PATH": path, "FLYWEIGHT_ROOT": str(ROOT)},
+        cwd=workspace.root(),
+        env={**os.environ, "PATH": path, "FLYWEIGHT_ROOT": str(workspace.root())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -165,7 +162,7 @@ def _reproduce(target: str) -> None:
 
 def _lock_commit() -> str | None:
     """Return the commit whose dvc.lock this is, or None where it is not committed."""
-    git = ["git", "-C", str(ROOT)]
+    git = ["git", "-C", str(workspace.root())]
     if subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "dvc.lock"], capture_output=True).returncode:
         return None
     found = subprocess.run([*git, "log", "-1", "--format=%H", "--", "dvc.lock"], capture_output=True, text=True)

@@ -24,6 +24,8 @@ from pipeline.models.spec import load_spec
 from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
 from pipeline.records.evaluation import GOLDEN_FILE, Verdict, load_verdict
+from pipeline.records.promotion import PROMOTION_FILE
+from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.pull import VERDICT
@@ -33,8 +35,6 @@ from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Promote, Serving
-
-PROMOTION_FILE = "promotion.json"
 
 
 def promote(
@@ -97,10 +97,8 @@ def _winner(candidates: Path, verdict: Verdict) -> Candidate:
 def golden_answers(artifact: Artifact, images: NDArray[np.uint8], threads: int) -> Golden:
     """Return `images` (N, C, H, W) with what ONNX Runtime in this process answers, on as many threads as in Triton."""
     inputs = {artifact.spec.inputs[0].name: images}
-    runner = OnnxRunner(artifact.onnx, threads)
-    outputs = runner(inputs)
-    runner.close()
-    return Golden(inputs, outputs)
+    with contextlib.closing(OnnxRunner(artifact.onnx, threads)) as runner:
+        return Golden(inputs, answer(runner, inputs, len(images)))
 
 
 def _golden_images(evaluation: Path, wanted: int) -> NDArray[np.uint8]:

@@ -5,30 +5,24 @@ Leaves a checkpoint whose spec holds the pruning plan, `history.json` and `plots
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline import components
 from pipeline.compression.pruning import sensitivity
-from pipeline.data.shards import load_manifest, open_split
-from pipeline.errors import SettingsError
-from pipeline.export import onnx_graph
+from pipeline.compression.pruning.reach import in_rounds
+from pipeline.compression.pruning.sparsity import KeepSparsity, zeros_share
+from pipeline.compression.pruning.steps import batches_of, prune_once, rehearse
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import Split, open_split
 from pipeline.models import checkpoint, size
-from pipeline.models.spec import ModelSpec, PruningStep, load_spec
+from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics, Pruner
 from pipeline.settings.schema import Distributed, Prune
 from pipeline.training.fit import check_same_task, train_job
-from pipeline.training.job import TrainingJob, evaluate
-
-_PRUNER_BATCH = 64
-_BY_SHAPE = ("channel", "depth", "n_m")
-"""Pruners of which it can be said before training what they can reach."""
+from pipeline.training.job import TrainingJob
+from pipeline.training.rewrites import rewrite
+from pipeline.training.validation import evaluate
 
 
 def prune(
@@ -53,22 +47,18 @@ def prune(
     spec, network = checkpoint.load(student)
     for who, one in (("teacher", load_spec(teacher)), ("student", spec)):
         check_same_task(who, one, manifest)
-    validation = open_split(data, "validation")
+    train, validation = (open_split(data, name) for name in ("train", "validation"))
     before = {"macs": size.macs(network, spec.image_shape), "parameters": size.parameters(network)}
     unpruned, _ = evaluate(network, spec, validation)
     if config.tolerated_drop is not None:
-        sweep = sensitivity.sweep(
-            network, spec, lambda one: evaluate(one, spec, validation)[0], what="validation accuracy"
-        )
-        sensitivity.write(out, sweep)
-        steps = in_rounds(config, sensitivity.layer_ratios(sweep, config.tolerated_drop))
+        steps = _limited(config, config.tolerated_drop, spec, network, validation, out)
     if config.then:
-        _rehearse(steps, spec, network, _batches(spec, data, seed))
-    images = _batches(spec, data, seed)
+        rehearse(steps, spec, network, batches_of(train, spec, seed))
+    batches = batches_of(train, spec, seed)
     pruned, recovered = unpruned, dict[str, float]()
     for place, pruner in enumerate(steps):
         last = place + 1 == len(steps)
-        spec = _with(spec, pruner(spec, network, images))
+        spec = prune_once(pruner, spec, network, batches)
         pruned, _ = evaluate(network, spec, validation)
         begun = scratch / f"pruned{place}"
         checkpoint.save(begun, spec, network)
@@ -85,7 +75,7 @@ def prune(
             start=begun,
             teacher=teacher,
             loss=config.loss,
-            hold_zeros=any(one.zeros for one in spec.pruning),
+            rewrites=(rewrite(KeepSparsity),) if any(one.zeros for one in spec.pruning) else (),
         )
         recovered = dict(train_job(job, distributed))
         spec, network = checkpoint.load(job.out)
@@ -100,71 +90,10 @@ def prune(
     }
 
 
-def zeros_share(network: nn.Module) -> float:
-    """Return the share of the weights of all layers, batch norms and biases left out, that are zero."""
-    weights = [weight for weight in network.parameters() if weight.ndim > 1]
-    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
-
-
-def in_rounds(config: Prune, limits: Mapping[str, float] = {}) -> list[Pruner]:
-    """Return every step in order, all made before the first is called: wrong settings must not cost a training.
-
-    Each method takes `config.rounds` steps, or as many as it can be cut into. `limits` (layer -> largest share it may
-    lose) hold for the first method, beside those that its own settings name. Raises `SettingsError`, also where no
-    method can take that many steps.
-    """
-    steps = [list(pruner.rounds(config.rounds)) for pruner in _pruners(config, limits)]
-    most = max(map(len, steps))
-    if most < config.rounds:
-        names = ", ".join(component.name for component in (config.pruner, *config.then))
-        raise SettingsError(
-            f"prune.rounds is {config.rounds}, but no pruner of prune.pruner and prune.then ({names}) can be cut into more "
-            f"than {most}: set prune.rounds to {most}, or take one that can, such as channel or unstructured"
-        )
-    return [one for of_one_method in steps for one in of_one_method]
-
-
-def check_reach(config: Prune, spec: ModelSpec) -> None:
-    """Raise as the stage would where `config.pruner` asks for more than any network of `spec` can give.
-
-    So that it is known before such a network is trained. That holds for what follows from shapes alone: what the other
-    methods can reach hangs on the weights, or on a clock, and `config.then` on what is left.
-    """
-    if config.pruner.name not in _BY_SHAPE or config.pruner.arguments.get("keep_latency"):
-        return
-    images, labels = torch.randn(2, *spec.image_shape), torch.zeros(2, dtype=torch.int64)
-    with onnx_graph.quiet():
-        config.pruner.build("pruners")(spec, checkpoint.build(spec), itertools.repeat((images, labels)))
-
-
-def _rehearse(
-    steps: list[Pruner], spec: ModelSpec, network: nn.Module, images: Iterator[tuple[Tensor, Tensor]]
-) -> None:
-    """Give every step its turn on a copy, without recovery: what a later one cannot reach must not cost a training."""
-    network = copy.deepcopy(network)
-    with onnx_graph.quiet():
-        for pruner in steps:
-            spec = _with(spec, pruner(spec, network, images))
-
-
-def _with(spec: ModelSpec, step: PruningStep) -> ModelSpec:
-    return spec.model_copy(update={"pruning": (*spec.pruning, step)})
-
-
-def _pruners(config: Prune, limits: Mapping[str, float]) -> list[Pruner]:
-    first = config.pruner.arguments
-    if limits:
-        first["layer_ratios"] = {**limits, **first.get("layer_ratios", {})}
-    return [
-        components.build("pruners", config.pruner.name, first),
-        *(component.build("pruners") for component in config.then),
-    ]
-
-
-def _batches(spec: ModelSpec, data: Path, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (normalised images (N, C, H, W), labels (N,)) of the training split in random order, without end."""
-    split = open_split(data, "train")
-    chance = np.random.default_rng(seed)
-    while True:
-        rows = chance.choice(len(split), min(_PRUNER_BATCH, len(split)), replace=False)
-        yield checkpoint.normalise(spec, torch.from_numpy(split.batch(rows))), torch.from_numpy(split.labels[rows])
+def _limited(
+    config: Prune, tolerated_drop: float, spec: ModelSpec, network: nn.Module, validation: Split, out: Path
+) -> list[Pruner]:
+    """Return the steps limited by a sweep over all layers, which is left in `out`."""
+    found = sensitivity.sweep(network, spec, lambda one: evaluate(one, spec, validation)[0], what="validation accuracy")
+    sensitivity.write(out, found)
+    return in_rounds(config, sensitivity.layer_ratios(found, tolerated_drop))

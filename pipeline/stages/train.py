@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.data.shards import load_manifest
+from pipeline.data.manifest import load_manifest
 from pipeline.protocols import Metrics
 from pipeline.settings.schema import Distributed, Train
 from pipeline.training.fit import new_spec, train_job

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.data import facts
-from pipeline.data.shards import Manifest, load_manifest
+from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.errors import DataError
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics

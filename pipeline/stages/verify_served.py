@@ -5,6 +5,7 @@ Test images go over gRPC to the model without a version; the same file answers t
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.shards import Split, open_split
+from pipeline.data.split import Split, open_split
 from pipeline.errors import PromotionError
 from pipeline.models.spec import load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.candidates import load_candidates
+from pipeline.records.promotion import PROMOTION_FILE, SERVED_FILE
+from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.golden import TOLERANCE, difference
 from pipeline.settings.schema import Serving, VerifyServed
-from pipeline.stages.promote import PROMOTION_FILE
-
-SERVED_FILE = "served.json"
 
 
 def verify_served(
@@ -77,24 +77,19 @@ def verify_served(
 
 def _ask(client: Client, serving: Serving, name: str, split: Split, count: int) -> NDArray[np.float32]:
     """Return the served logits (count, classes) of the first `count` images, a full batch a request."""
-    parts = []
-    for start in range(0, count, serving.max_batch_size):
-        images = split.slice(start, min(start + serving.max_batch_size, count))
-        answer = client.infer(serving.model, {name: images})
-        parts.append(next(iter(answer.outputs.values())))
-        report("served images", done=start + len(images), total=count)
-    return np.concatenate(parts)
+    found = answer(
+        lambda inputs: client.infer(serving.model, inputs).outputs,
+        {name: split.slice(0, count)},
+        serving.max_batch_size,
+        lambda done: report("served images", done=done, total=count),
+    )
+    return next(iter(found.values()))
 
 
 def _expect(file: Path, serving: Serving, name: str, split: Split, count: int) -> NDArray[np.float32]:
     """Return what the file answers in this process, in the same batches."""
-    runner = OnnxRunner(file, serving.threads)
-    parts = []
-    for start in range(0, count, serving.max_batch_size):
-        images = split.slice(start, min(start + serving.max_batch_size, count))
-        parts.append(next(iter(runner({name: images}).values())))
-    runner.close()
-    return np.concatenate(parts)
+    with contextlib.closing(OnnxRunner(file, serving.threads)) as runner:
+        return next(iter(answer(runner, {name: split.slice(0, count)}, serving.max_batch_size).values()))
 
 
 def _check(record: dict[str, Any], promoted: dict[str, Any], trouble: str | None) -> None:

@@ -1,0 +1,1 @@
+"""What is kept in MLflow: runs, artifact reuse and the registry."""

@@ -111,6 +111,7 @@ class _Attempt:
                 shutil.rmtree(self.out, ignore_errors=True)
                 self.out.mkdir(parents=True)
                 try:
+                    self.settings.check_arguments(self.stage.settings)
                     with self._watched(run_id):
                         arguments = self._arguments(run_id, experiment)
                         begun = time.perf_counter()

@@ -1,0 +1,1 @@
+"""A network fitted to data, alone or with a teacher."""

@@ -1,4 +1,4 @@
-"""What the three training stages share: launching a job, its numbers and its curves."""
+"""What the three training stages share: checking, launching and summarising a job."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.shards import Manifest, load_manifest
+from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.errors import ModelError
-from pipeline.models import size as macs
+from pipeline.models import size as model_size
 from pipeline.models.checkpoint import load
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.progress import events
 from pipeline.protocols import Metrics
+from pipeline.report.curves import draw_curves
 from pipeline.settings.schema import Component, Distributed
+from pipeline.training.batches import check_batch, steps_per_epoch
 from pipeline.training.distributed.launch import launch, processes
-from pipeline.training.job import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
+from pipeline.training.job import TrainingJob
+from pipeline.training.loop import HISTORY_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -43,14 +46,14 @@ def check_same_task(who: str, spec: ModelSpec, manifest: Manifest) -> None:
 
 
 def train_job(job: TrainingJob, distributed: Distributed) -> Metrics:
-    """Train under torchrun, draw the curves into ``job.out/plots`` and return what the training came to."""
+    """Train under torchrun, draw the curves into ``job.out/plots`` and return its metrics."""
     manifest = load_manifest(job.data)
     check_batch(job.section, job.fit, manifest.counts["train"], processes(distributed))
     if job.loss and job.fit.label_smoothing:
         smoothing = job.fit.label_smoothing
         _log.warning("%s.label_smoothing is %s, which a distillation loss does not use", job.section, smoothing)
     part, parts = job.part
-    steps = job.fit.epochs * steps_an_epoch(job.fit, manifest.counts["train"])
+    steps = job.fit.epochs * steps_per_epoch(job.fit, manifest.counts["train"])
     events.report(job.what, done=part * steps, total=parts * steps)
     begun = time.perf_counter()
     launch("pipeline.training.job:run", job.model_dump(mode="json"), distributed, job.scratch)
@@ -69,29 +72,7 @@ def read_history(out: Path) -> list[dict[str, float]]:
 def size(directory: Path) -> dict[str, float]:
     """Return ``parameters`` and ``macs`` of the checkpoint in `directory`."""
     spec, network = load(directory)
-    return {"parameters": macs.parameters(network), "macs": macs.macs(network, spec.image_shape)}
-
-
-def draw_curves(history: list[dict[str, float]], title: str, file: Path) -> None:
-    """Draw losses and validation accuracy over the epochs as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    epochs = [row["epoch"] for row in history]
-    figure, (losses, accuracy) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for name, label in (("train_loss", "training"), ("validation_loss", "validation, cross-entropy")):
-        losses.plot(epochs, [row[name] for row in history], marker=".", label=label)
-    losses.set(xlabel="epoch", ylabel="loss", title=title)
-    losses.legend()
-    accuracy.plot(epochs, [100 * row["validation_accuracy"] for row in history], marker=".", color="tab:green")
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy, %", title=title)
-    for axes in (losses, accuracy):
-        axes.grid(alpha=0.3)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    return {"parameters": model_size.parameters(network), "macs": model_size.macs(network, spec.image_shape)}
 
 
 def _summary(history: list[dict[str, Any]]) -> dict[str, float]:

@@ -6,7 +6,6 @@ One file, written beside the old one and moved over it: a process that is killed
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from pipeline.files import move_over
 
 _HEADER = "flyweight"
 
@@ -23,9 +24,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
     fresh = path.with_suffix(".new")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(whole, fresh, metadata={_HEADER: json.dumps(dict(state))})
-    _flush(fresh)
-    fresh.replace(path)
-    _flush(path.parent)
+    move_over(fresh, path)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -34,12 +33,3 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()[_HEADER])  # noqa: SIM118
-
-
-def _flush(path: Path) -> None:
-    """Have the system write a file, or a directory's entries, to the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,22 +3,10 @@
 import importlib.util
 
 import pytest
-import torch
 from click.testing import CliRunner
-from torch import nn
 
 from pipeline.__main__ import main
 from pipeline.errors import FlyweightError, SettingsError
-
-
-class Eigen(nn.Module):
-    """Something that ONNX has no operator for."""
-
-    def __init__(self, in_channels: int, classes: int) -> None:
-        super().__init__()
-
-    def forward(self, x):
-        return torch.linalg.eigh(x[:, 0]).eigenvalues
 
 
 def check(*settings):
@@ -32,9 +20,9 @@ def test_settings_that_hold_are_checked_in_one_line():
 
 
 def test_a_model_of_ones_own_that_cannot_be_exported_is_refused_before_it_is_trained():
-    message = r"distill\.model: test_check:Eigen cannot be written as ONNX \(opset 20\): operator aten\._linalg_eigh"
+    message = r"distill\.model: training_toys:Eigen cannot be written as ONNX \(opset 20\): operator aten\._linalg_eigh"
     with pytest.raises(FlyweightError, match=message):
-        raise check("distill.model.name=test_check:Eigen").exception
+        raise check("distill.model.name=training_toys:Eigen").exception
 
 
 def test_rounds_that_no_pruner_can_take_are_refused():

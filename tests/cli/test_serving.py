@@ -11,8 +11,8 @@ from pipeline import __main__
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import preflight, promote
-from pipeline.serving.promotion.ledger import Ledger, lock
-from pipeline.serving.triton import client
+from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.triton import client, disk
 from pipeline.tracking import registry as tracking
 
 QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4", "--set", "promote.max_p99_ratio=1000000.0")
@@ -118,7 +118,7 @@ def test_reconcile_says_what_it_did_and_what_a_person_must_do(stand, tmp_path):
     (tmp_path / "triton_repo" / "proxy" / "2.tmp").mkdir()
     error, said = run("reconcile", *QUICK)
     assert isinstance(error, FlyweightError) and "Move it away" in str(error)
-    with lock("proxy"):
+    with disk.lock("proxy"):
         assert "is being changed right now" in run("reconcile", *QUICK)[1]
 
 

@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import ParamValidationError
 from light import HEAVY
 
 from pipeline.graph import STAGES
-from pipeline.settings.schema import ROOT
+from pipeline.machine.workspace import SOURCE
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,37 @@ def dag():
     return dag
 
 
-def test_there_is_one_task_a_stage_and_the_edges_are_the_graphs(dag):
+def test_there_is_one_task_per_stage_and_the_order_is_the_graphs(dag):
     assert set(dag.task_ids) == {"check", "approve", "report", *STAGES}
     for stage in STAGES.values():
-        approved = {"approve"} if stage.name == "promote" else set()
-        assert dag.get_task(stage.name).upstream_task_ids == {*(stage.upstream or ["check"]), *approved}
+        above = dag.get_task(stage.name).get_flat_relative_ids(upstream=True)
+        assert {*stage.upstream, "check"} <= above, "what a stage needs comes before it, if only by way of others"
+    assert dag.get_task("promote").upstream_task_ids == {"approve"}
     assert dag.get_task("approve").upstream_task_ids == {"evaluate"}
     assert dag.get_task("report").upstream_task_ids == {"check", "verify_served"}
+
+
+def test_no_edge_is_implied_by_others(dag):
+    """But for the one by which a teardown knows its setup."""
+    for task in dag.tasks:
+        for name in task.upstream_task_ids:
+            others = task.upstream_task_ids - {name}
+            implied = any(name in dag.get_task(other).get_flat_relative_ids(upstream=True) for other in others)
+            assert implied == ((name, task.task_id) == ("check", "report")), f"{name} -> {task.task_id}"
+
+
+def test_the_stages_stand_in_five_labelled_groups_and_their_ids_stay_short(dag):
+    groups = dag.task_group.get_task_group_dict()
+    found = {name: list(group.children) for name, group in groups.items() if name}
+    assert found == {
+        "data": ["prepare_data", "validate"],
+        "teach": ["train", "distill"],
+        "compress": ["prune", "quantize", "export_onnx", "build_tensorrt"],
+        "prove": ["evaluate"],
+        "serve": ["promote", "verify_served", "approve"],
+    }
+    assert [groups[name].group_display_name for name in found] == ["Data", "Teach", "Compress", "Prove", "Serve"]
+    assert all(groups[name].tooltip for name in found)
 
 
 def test_the_report_comes_after_every_stage_and_whatever_became_of_them(dag):
@@ -114,7 +138,7 @@ before = time.process_time()
 import make_proxy
 print(time.process_time() - before, *(name for name in {HEAVY!r} if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "dags", capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=SOURCE / "dags", capture_output=True, text=True, check=True)
     seconds, *heavy = done.stdout.split()
     assert heavy == []
     assert float(seconds) < 1.0  # processor time, which other processes do not change; a tenth of it is usual

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError, TaskAwaitingInput
 from light import HEAVY
 
-from pipeline.settings.schema import ROOT
+from pipeline.machine.workspace import SOURCE
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ before = time.process_time()
 import rollback_proxy, reconcile_serving, approve_operator
 print(time.process_time() - before, *(name for name in {HEAVY!r} if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "dags", capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=SOURCE / "dags", capture_output=True, text=True, check=True)
     seconds, *heavy = done.stdout.split()
     assert heavy == []
     assert float(seconds) < 1.0  # processor time

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from pipeline.data import shards
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import Split, open_split
 from pipeline.errors import DataError
-from pipeline.settings import schema
+from pipeline.machine import workspace
 
 LABELS = ("cat", "dog", "owl")
 
@@ -26,13 +28,13 @@ def make(directory: Path, shard_bytes: int = shards.SHARD_BYTES) -> tuple[np.nda
 
 
 @pytest.fixture(params=[24 * 8, shards.SHARD_BYTES], ids=["seven shards", "one shard"])
-def toy(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[shards.Split, np.ndarray, np.ndarray]:
+def toy(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Split, np.ndarray, np.ndarray]:
     images, labels = make(tmp_path, request.param)
     assert len(list((tmp_path / "train").iterdir())) == {24 * 8: 7}.get(request.param, 1)
-    return shards.open_split(tmp_path, "train"), images, labels
+    return open_split(tmp_path, "train"), images, labels
 
 
-def test_reads_what_was_written(toy: tuple[shards.Split, np.ndarray, np.ndarray]) -> None:
+def test_reads_what_was_written(toy: tuple[Split, np.ndarray, np.ndarray]) -> None:
     split, images, labels = toy
     assert len(split) == 50
     np.testing.assert_array_equal(split.images(), images)
@@ -58,7 +60,7 @@ def test_slice_equals_numpys(toy: tuple, start: int, stop: int) -> None:
 
 def test_a_slice_of_one_shard_is_no_copy(tmp_path: Path) -> None:
     make(tmp_path)
-    split = shards.open_split(tmp_path, "train")
+    split = open_split(tmp_path, "train")
     assert np.shares_memory(split.images(), split.slice(3, 9))
     assert not split.images().flags.writeable
 
@@ -76,7 +78,7 @@ def test_same_content_is_the_same_bytes(tmp_path: Path) -> None:
 
 def test_manifest_describes_the_training_images(tmp_path: Path) -> None:
     images, labels = make(tmp_path)
-    manifest = shards.load_manifest(tmp_path)
+    manifest = load_manifest(tmp_path)
     assert manifest.counts == {"train": 50, "validation": 7, "test": 13}
     assert manifest.image_shape == (2, 3, 4)
     np.testing.assert_allclose(manifest.mean, (images / 255).mean(axis=(0, 2, 3)), atol=1e-6)
@@ -141,15 +143,15 @@ def test_damaged_shard_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     damage, message = DAMAGE[kind]
     damage(tmp_path)
     with pytest.raises(DataError, match=rf"validation/part-00000\.arrow:? {message}"):
-        shards.open_split(tmp_path, "validation")
-    assert len(shards.open_split(tmp_path, "train")) == 50
+        open_split(tmp_path, "validation")
+    assert len(open_split(tmp_path, "train")) == 50
 
 
 def test_no_manifest_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"holds no prepared data: manifest.json cannot be read .*flyweight prepare_data"
     ):
-        shards.load_manifest(tmp_path)
+        load_manifest(tmp_path)
 
 
 def test_manifest_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
@@ -157,24 +159,24 @@ def test_manifest_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace('"validation": 7', '"validation": 8'))
     with pytest.raises(DataError, match="counts has 8 images in validation, its shards have 7"):
-        shards.load_manifest(tmp_path)
+        load_manifest(tmp_path)
 
 
 def test_unknown_split_gets_the_near_miss(tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(DataError, match=r"no split 'tests'; it has: train, validation, test; did you mean 'test'\?"):
-        shards.open_split(tmp_path, "tests")
+        open_split(tmp_path, "tests")
 
 
 def test_dvc_lock_is_of_this_code_and_these_settings() -> None:
     """What dvc.lock was made from is what stands here; else run `python -m dvc repro` and commit dvc.lock."""
-    lock = yaml.safe_load((schema.ROOT / "dvc.lock").read_text())["stages"]
-    settings = yaml.safe_load((schema.ROOT / "params.yaml").read_text())["datasets"]
+    lock = yaml.safe_load((workspace.SOURCE / "dvc.lock").read_text())["stages"]
+    settings = yaml.safe_load((workspace.SOURCE / "params.yaml").read_text())["datasets"]
     assert {f"prepare@{name}" for name in settings} <= set(lock)
     for stage in lock.values():
         for dependency in stage["deps"]:
             if dependency["path"].startswith("pipeline/"):
-                found = hashlib.md5((schema.ROOT / dependency["path"]).read_bytes()).hexdigest()
+                found = hashlib.md5((workspace.SOURCE / dependency["path"]).read_bytes()).hexdigest()
                 assert found == dependency["md5"], (
                     f"{dependency['path']} changed: run `python -m dvc repro`, commit dvc.lock"
                 )

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError
 from pipeline.export import tensorrt
-from pipeline.settings.schema import ROOT
+from pipeline.machine.workspace import SOURCE
 
 needs_rtx = pytest.mark.skipif(
     tensorrt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed"
@@ -121,7 +121,7 @@ from pipeline.export import tensorrt
 from pipeline.errors import ModelError
 
 def attempt():
-    return trt.build("tensorrt_rtx", Path(sys.argv[1]), {"x": (3, 8, 8)}, (1, 4, 8), None)
+    return tensorrt.build("tensorrt_rtx", Path(sys.argv[1]), {"x": (3, 8, 8)}, (1, 4, 8), None)
 
 class Kept:
     pass
@@ -133,7 +133,7 @@ except ModelError as error:
     kept = Kept()
     kept.error, kept.itself = error, kept
     del kept  # garbage that only the collector finds, with the first builder in it
-made = trt._logger
+made = tensorrt._logger
 
 def collecting(library):  # a logger during whose work the collector runs, if it is on
     class Collecting(type(made(library))):
@@ -143,7 +143,7 @@ def collecting(library):  # a logger during whose work the collector runs, if it
             super().log(severity, message)
     return Collecting()
 
-trt._logger = collecting
+tensorrt._logger = collecting
 try:
     attempt()
 except ModelError as error:
@@ -156,7 +156,7 @@ def test_a_failed_build_that_is_collected_during_the_next_one_does_not_stop_it(t
     with pytest.raises(ModelError):
         build(tmp_path, [node("Det", ["x"], ["y"], "determinant")])
     command = [sys.executable, "-c", AFTER_A_FAILURE, str(tmp_path / "cand" / "model.onnx")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "True tensorrt_rtx refuses\n"
 
 

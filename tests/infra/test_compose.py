@@ -4,6 +4,7 @@ Where the `docker compose` command is at hand, it is asked too: `config` needs n
 """
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -127,7 +128,9 @@ def test_every_published_port_is_on_loopback_and_can_be_moved(name):
         assert re.fullmatch(r"127\.0\.0\.1:\$\{FLYWEIGHT_\w+_PORT:-\d+\}:\d+", published), published
 
 
-def test_ports_are_those_of_the_local_stack():
+def test_ports_are_those_of_the_local_stack(monkeypatch):
+    for name in [name for name in os.environ if re.fullmatch("FLYWEIGHT_[A-Z_]+_PORT", name)]:
+        monkeypatch.delenv(name)  # who has moved them for the demo can run the tests all the same
     published = {default(entry).split(":")[1] for name in SERVICES for entry in SERVICES[name].get("ports", [])}
     local = {str(port(name)) for name in ("airflow", "mlflow", "triton_grpc", "triton_http", "triton_metrics")}
     assert local <= published
@@ -245,11 +248,10 @@ def test_triton_loads_what_was_promoted_and_no_half_tried_candidate(tmp_path):
 
 
 def test_triton_runs_the_onnx_runtime_of_the_lock():
-    """Its Python is 3.12, so numpy is the one that the lock has for 3.12."""
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     pins = re.search(r"pip install .*?((?:[\w-]+==\S+ ?)+)$", (ROOT / "infra/triton/Dockerfile").read_text(), re.M)[1]
     for pin in pins.split():
-        assert any(re.fullmatch(re.escape(pin) + r"( ; python_full_version >= '3\.12')?", line) for line in lock), pin
+        assert pin in lock
 
 
 def test_mlflow_lets_the_containers_in():

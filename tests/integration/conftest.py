@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +17,20 @@ import stack_environment
 from dag_runs import EPOCHS, Ended, trainers
 
 from pipeline.machine import places
-from pipeline.services import demo, services
+from pipeline.machine.workspace import SOURCE
+from pipeline.services import airflow_settings, demo, services
 from pipeline.services.airflow_client import AirflowClient
 from pipeline.services.doctor import browser
-from pipeline.settings.schema import ROOT
 from pipeline.tracking import evidence
+
+STAND_IN = SOURCE / "tests" / "toys" / "stand_in.py"
 
 
 @pytest.fixture(scope="package")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An environment in which Flyweight knows neither the user's stores nor the user's ports."""
+    """An environment in which Flyweight knows neither the user's stores and data nor the user's ports."""
     directory = tmp_path_factory.mktemp("stack")
+    make_workspace(directory / "workspace")
     ports = dict(
         zip(("airflow", "mlflow", "triton_grpc", "triton_http", "triton_metrics"), _free_ports(5), strict=True)
     )
@@ -33,10 +38,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("MLFLOW_TRACKING_URI", "FLYWEIGHT_TRITON_GRPC", "FLYWEIGHT_DATA"):
             patch.delenv(variable, raising=False)
+        patch.setenv("FLYWEIGHT_ROOT", str(directory / "workspace"))
         patch.setenv("FLYWEIGHT_HOME", str(directory / "home"))
         patch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(directory / "triton_repo"))
         patch.setenv(
-            "FLYWEIGHT_TRITON_HOME", os.environ.get("FLYWEIGHT_TRITON_HOME", str(ROOT / ".flyweight" / "triton"))
+            "FLYWEIGHT_TRITON_HOME", os.environ.get("FLYWEIGHT_TRITON_HOME", str(SOURCE / ".flyweight" / "triton"))
         )
         for name, port in ports.items():
             patch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(port))
@@ -46,11 +52,47 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     stack_environment.CHANGED.clear()
 
 
+def make_workspace(directory: Path) -> None:
+    """Write the settings and what DVC goes by, as they are now, into `directory`; DVC prepares its data there."""
+    directory.mkdir()
+    for name in ("params.yaml", "dvc.yaml", "dvc.lock", ".dvcignore"):
+        shutil.copy(SOURCE / name, directory)
+    for name in ("recipes", "pipeline"):  # dvc.yaml names files of the package
+        shutil.copytree(SOURCE / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / ".dvc").mkdir()
+    (directory / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+
+
 @pytest.fixture(scope="package")
-def running_stack(home: Path) -> Iterator[None]:
+def dags(home: Path) -> Iterator[None]:
+    """Let Airflow have our DAGs, and once more `make_proxy` around a stand-in for the stages: the DAG `stand_in`."""
+    (home / "dags").mkdir()
+    for file in (SOURCE / "dags").glob("*.py"):
+        (home / "dags" / file.name).symlink_to(file)
+    text, command = (
+        (SOURCE / "dags" / "make_proxy.py").read_text(encoding="utf-8"),
+        (sys.executable, "-S", str(STAND_IN)),
+    )
+    assert "\ndag = make_proxy()\n" in text
+    text = text.replace("\ndag = make_proxy()\n", f"\ndag = make_proxy('stand_in', command={command!r})\n")
+    text += """
+import approve_operator
+
+approve_operator.evidence_text = lambda pipeline: "the table of " + pipeline  # it has no run in MLflow
+"""
+    (home / "dags" / "stand_in.py").write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(airflow_settings, "DAGS", home / "dags")
+        yield
+
+
+@pytest.fixture(scope="package")
+def running_stack(home: Path, dags: None) -> Iterator[None]:
     """MLflow, Triton and Airflow, healthy. Afterwards nothing of them may run."""
     try:
-        services.up(("mlflow", "triton", "airflow"), say=lambda line: None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(services, "_DEADLINE_SECONDS", 600.0)  # other tests take the cores
+            services.up(("mlflow", "triton", "airflow"), say=lambda line: None)
         yield
     finally:
         services.down(say=lambda line: None)

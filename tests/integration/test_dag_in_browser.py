@@ -11,7 +11,7 @@ import pytest
 from dag_runs import EPOCHS, Ended
 from playwright.sync_api import Page, expect
 
-from pipeline.graph import STAGES
+from pipeline.graph import GROUPS, STAGES
 from pipeline.machine import places
 from pipeline.services import demo
 from pipeline.services.airflow_client import AirflowClient
@@ -53,12 +53,20 @@ def test_a_run_that_the_form_started_ends_green_and_is_all_in_mlflow(
 def _see_green_run(page: Page, run_id: str, screenshots: Path) -> None:
     page.goto(f"{places.airflow()}/dags/{demo.DAG}/runs/{run_id}")
     expect(page.get_by_text("Success").first).to_be_visible()
+    page.get_by_role("button", name="Show Graph").click()
+    expect(page.locator(".react-flow__node")).to_have_count(len(GROUPS) + 2)  # check, report
+    for group in GROUPS:
+        expect(page.locator(".react-flow__node").filter(has_text=group.capitalize()).first).to_be_visible()
+    page.screenshot(path=screenshots / "airflow_groups.png")
+
+    page.get_by_role("button", name="Expand all task groups").first.click()
+    tasks = len(STAGES) + 3  # check, approve, report
+    expect(page.locator(".react-flow__node")).to_have_count(len(GROUPS) + tasks)
+    page.screenshot(path=screenshots / "airflow_graph.png")
+
+    page.get_by_role("button", name="Show Grid").click()
     expect(page.get_by_role("link", name="verify_served").first).to_be_visible()
     page.screenshot(path=screenshots / "airflow_run.png")
-
-    page.get_by_role("button", name="Show Graph").click()
-    expect(page.locator(".react-flow__node")).to_have_count(len(STAGES) + 3)  # check, approve, report
-    page.screenshot(path=screenshots / "airflow_graph.png")
 
     page.goto(f"{places.airflow()}/dags/{demo.DAG}/runs/{run_id}/tasks/train/details")
     link = page.get_by_role("link", name="MLflow run")

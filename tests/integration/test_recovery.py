@@ -11,7 +11,6 @@ import pytest
 from dag_runs import EPOCHS, Ended, run_dag, trainers
 
 from pipeline.serving.triton.client import Client
-from pipeline.settings import schema
 from pipeline.tracking import rest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -38,9 +37,9 @@ def test_a_killed_training_resumes_from_its_checkpoint_and_leaves_no_ghost(kille
 
 
 @pytest.fixture
-def damaged_shard() -> Iterator[Path]:
-    """A training shard of the digits that has lost its end; whole again afterwards."""
-    shard = next((schema.ROOT / "data" / "digits" / "train").glob("*.arrow"))
+def damaged_shard(home: Path) -> Iterator[Path]:
+    """A training shard of the workspace's digits that has lost its end; whole again afterwards."""
+    shard = next((home / "workspace" / "data" / "digits" / "train").glob("*.arrow"))
     whole = shard.with_suffix(".whole")
     shutil.copy2(shard, whole)
     try:

@@ -24,3 +24,9 @@ def test_without_cpuinfo_nothing_is_claimed(tmp_path):
     found = cpu.describe(tmp_path / "absent")
     assert (found.vnni, found.amx, found.flags) == (False, False, ())
     assert found.machine
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    monkeypatch.setattr(cpu.sys, "platform", "linux")
+    assert cpu.cores() == 2

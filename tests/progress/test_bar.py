@@ -28,3 +28,11 @@ def test_a_stage_that_is_followed_already_stays_so(tmp_path, monkeypatch):
         events.report("load", done=1, total=1)
     assert lines == []
     assert (tmp_path / "events").read_text().count("\n") == 1
+
+
+def test_work_without_a_length_has_a_bar_too(monkeypatch):
+    """On a terminal, where the bar is drawn."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    lines = []
+    with shown("promote", lines.append):
+        events.report("observed seconds", done=0, total=0)

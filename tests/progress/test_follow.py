@@ -2,8 +2,10 @@
 
 import time
 
+import pytest
+
 from pipeline.progress import events as progress
-from pipeline.progress.follow import Follower, remaining_seconds
+from pipeline.progress.follow import Follower, remaining_seconds, share
 
 
 def test_follower_reads_what_report_writes(tmp_path, monkeypatch):
@@ -46,3 +48,25 @@ def test_without_a_file_progress_is_logged(monkeypatch, caplog):
     with caplog.at_level("INFO"):
         progress.report("epochs", done=1, total=2, loss=0.5)
     assert "epochs 1/2 loss 0.5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "expected"), [(0, 0, 1.0), (0, -1, 1.0), (1, 4, 0.25), (5, 4, 1.0), (-1, 4, 0.0), (0.1, 0.2, 0.5)]
+)
+def test_share_is_defined_for_every_total(done, total, expected):
+    assert share({"done": done, "total": total}) == expected
+
+
+def test_work_without_a_length_is_followed_to_its_end(tmp_path, monkeypatch):
+    """As `promote` reports with a short observation: it ended with ZeroDivisionError after the version went live."""
+    file, lines = tmp_path / "progress.jsonl", []
+    monkeypatch.setenv(progress.ENVIRONMENT, str(file))
+    follower = Follower(file, "promote", lambda events: None, lines.append)
+    progress.report("observed seconds", done=0, total=0)
+    follower.close()
+    assert lines == ["[promote] observed seconds 100 %"]
+
+
+def test_no_time_is_left_beyond_the_total():
+    first = {"done": 2, "total": 3, "time": 100.0}
+    assert remaining_seconds(first, {"done": 4, "total": 3, "time": 110.0}) == 0.0

@@ -30,6 +30,21 @@ def test_a_candidate_is_found_by_name(two):
     assert two.named("int8").target == "cpu"
 
 
+def test_a_line_of_candidates_of_any_name_leads_back_to_the_first(two):
+    facts = two.candidates[0].model_dump() | {"target": "npu"}
+    made = {"ours": (None, "train"), "narrow": ("ours", "distill"), "narrower": ("narrow", "mine")}
+    listed = tuple(
+        Candidate(**facts | {"name": name, "source": name, "parent": parent, "made_by": made_by})
+        for name, (parent, made_by) in made.items()
+    )
+    found = Candidates(candidates=listed, labels=("cat", "dog"))
+    assert [(one.name, one.made_by) for one in found.ancestry("narrower")] == [
+        ("ours", "train"), ("narrow", "distill"), ("narrower", "mine"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="candidate 'narrow' was made from 'ours', not listed before it"):
+        Candidates(candidates=listed[1:], labels=("cat", "dog"))
+
+
 def test_an_unknown_candidate_is_refused_with_the_near_miss(two):
     with pytest.raises(
         ModelError, match="there is no candidate 'teachr'; there are: teacher, int8; did you mean 'teacher'"

@@ -37,5 +37,5 @@ def test_differences_and_changed_predictions_are_as_by_hand(images):
 
 def test_nan_is_no_small_difference(images):
     ours = Fixed([[1.0, 0.0], [0.0, 1.0], [np.nan, 1.0]])
-    with pytest.raises(ModelError, match="fixed answers images 2 to 2 with NaN or infinity"):
+    with pytest.raises(ModelError, match="fixed answers 1 of 3 images with NaN or infinity, the first of them image 2"):
         compare(ours, Fixed(np.zeros((3, 2))), images, batch=2)

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.errors import FlyweightError
 from pipeline.services.airflow_client import AirflowClient
-from pipeline.services.airflow_settings import airflow_password
-from pipeline.services.services import POOLS, _airflow_trouble
+from pipeline.services.airflow_settings import POOLS, airflow_password
+from pipeline.services.services import _airflow_trouble
 
 HEALTH = "/api/v2/monitor/health"  # which anybody may ask
 BUSY = 500, {"detail": "database is locked"}

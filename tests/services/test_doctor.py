@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import socket
 import subprocess
 import sys
@@ -23,13 +24,33 @@ def _found(name: str) -> doctor.Check:
     return next(check for check in doctor.checks() if check.name == name)
 
 
-def test_every_problem_and_note_comes_with_a_fix() -> None:
+def test_every_part_is_looked_at_and_every_problem_and_note_comes_with_a_fix() -> None:
     checks = doctor.checks()
-    names = [check.name for check in checks]
-    assert len(set(names)) == len(names)
-    assert {"Python", "packages", "disk", "memory", "GPU", "Triton server", "MLflow", "data"} <= set(names)
-    assert all(check.fix for check in checks if check.ok is not True)
-    assert all(check.found for check in checks)
+    assert [check.name for check in checks] == [
+        "Python", "packages", "disk", "memory", "CPU", "GPU", "TensorRT", "Triton server",
+        "MLflow port", "Triton port", "Airflow port", "MLflow", "Triton", "Airflow", "secrets", "data", "reuse", "browser",
+    ]  # fmt: skip
+    assert [check.name for check in checks if check.ok is not True and not check.fix] == []
+    assert [check.name for check in checks if not check.found] == []
+
+
+def test_this_python_is_right_and_named() -> None:
+    assert _found("Python").ok is True
+    assert _found("Python").found == f"{platform.python_version()} in {sys.prefix}"
+
+
+def test_another_python_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 14, 0))
+    found = next(doctor._python())
+    assert (found.ok, found.fix) == (False, "make the environment with Python 3.11, 3.12 or 3.13: `make setup`")
+
+
+def test_what_is_prepared_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYWEIGHT_DATA", str(home))
+    assert (_found("data").ok, _found("data").found) == (None, f"nothing is prepared in {home} yet")
+    (home / "digits").mkdir()
+    (home / "digits" / "manifest.json").touch()
+    assert (_found("data").ok, _found("data").found) == (True, f"prepared in {home}: digits")
 
 
 def test_versions_are_held_against_the_lock() -> None:

@@ -66,7 +66,7 @@ def test_a_process_that_is_killed_is_started_again_until_it_is_stopped(home: Pat
     first.kill()
     _wait(lambda: processes.tail("server").splitlines().count("awake") == 2)
     assert processes.running("server") == record
-    assert "supervise: it ended with code 137; starting it again" in processes.tail("server")
+    assert "supervise: it ended with code 137; starting it again in 0.25 s" in processes.tail("server")
     processes.stop(["server"])
     assert processes.running("server") is None
 

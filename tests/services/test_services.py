@@ -133,9 +133,23 @@ def test_status_names_a_part_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> 
     processes.stop(["api"])
 
 
-@pytest.mark.parametrize("name", ["mlflow", "triton", "airflow"])
-def test_every_real_service_knows_its_ports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "parts", "ports"),
+    [
+        ("mlflow", ("mlflow",), [5000]),
+        ("triton", ("triton",), [8001, 8000, 8002]),
+        ("airflow", ("airflow-api-server", "airflow-dag-processor", "airflow-scheduler"), [8080]),
+    ],
+)
+def test_every_real_service_has_its_processes_and_ports(
+    name: str, parts: tuple[str, ...], ports: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.undo()
     service = stack.SERVICES[name]
-    assert all(places.port(port) > 0 for port in service.ports)
-    assert len(set(service.processes)) == len(service.processes) > 0
+    for variable in [f"FLYWEIGHT_{port.upper()}_PORT" for port in service.ports] + ["MLFLOW_TRACKING_URI"]:
+        monkeypatch.delenv(variable, raising=False)
+    assert service.processes == parts
+    assert [places.port(port) for port in service.ports] == ports
+    assert f"127.0.0.1:{ports[0]}" in service.url()
+    monkeypatch.setenv(f"FLYWEIGHT_{service.ports[0].upper()}_PORT", "4711")
+    assert "127.0.0.1:4711" in service.url()

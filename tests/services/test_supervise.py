@@ -101,9 +101,8 @@ def test_a_command_that_ignores_the_request_is_killed(tmp_path, monkeypatch):
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGKILL
 
 
-def forked(tmp_path, monkeypatch, *command: str):
+def forked(tmp_path, *command: str):
     """Run `supervise.run` with restarts and short pauses in a process of its own; return its pid, its output, our end."""
-    monkeypatch.setattr(supervise, "FIRST_PAUSE_SECONDS", 0.01)
     ours, theirs = os.pipe()
     said = tmp_path / "said"
     pid = os.fork()
@@ -111,7 +110,7 @@ def forked(tmp_path, monkeypatch, *command: str):
         os.dup2(ours, 0)
         os.close(theirs)
         sys.stdin, sys.stdout = open(0), said.open("w")  # noqa: SIM115
-        os._exit(supervise.run(list(command), restart=True))
+        os._exit(supervise.run(list(command), restart=0.01))
     return pid, said, theirs
 
 
@@ -119,9 +118,9 @@ def code_of(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_what_fails_by_itself_is_started_again(tmp_path, monkeypatch):
+def test_what_fails_by_itself_is_started_again(tmp_path):
     starts = tmp_path / "starts"
-    pid, said, _ = forked(tmp_path, monkeypatch, "sh", "-c", f"echo x >> {starts}; test $(wc -l < {starts}) -ge 3")
+    pid, said, _ = forked(tmp_path, "sh", "-c", f"echo x >> {starts}; test $(wc -l < {starts}) -ge 3")
     assert code_of(pid) == 0
     assert starts.read_text() == "x\n" * 3
     assert said.read_text().splitlines() == [
@@ -130,25 +129,25 @@ def test_what_fails_by_itself_is_started_again(tmp_path, monkeypatch):
     ]
 
 
-def test_what_fails_again_and_again_is_given_up(tmp_path, monkeypatch):
+def test_what_fails_again_and_again_is_given_up(tmp_path):
     starts = tmp_path / "starts"
-    pid, said, _ = forked(tmp_path, monkeypatch, "sh", "-c", f"echo x >> {starts}; exit 3")
+    pid, said, _ = forked(tmp_path, "sh", "-c", f"echo x >> {starts}; exit 3")
     assert code_of(pid) == 3
-    assert len(starts.read_text().splitlines()) == 1 + supervise.MOST_RESTARTS
+    assert len(starts.read_text().splitlines()) == 1 + supervise.MAXIMUM_RESTARTS
     assert "failure 6 of 6" in said.read_text()
 
 
-def test_what_ran_well_for_a_while_begins_to_count_anew(tmp_path, monkeypatch):
+def test_what_ran_well_for_a_while_counts_from_the_start_again(tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "HEALTHY_SECONDS", 0.0)
     starts = tmp_path / "starts"
-    pid, said, _ = forked(tmp_path, monkeypatch, "sh", "-c", f"echo x >> {starts}; test $(wc -l < {starts}) -ge 9")
+    pid, said, _ = forked(tmp_path, "sh", "-c", f"echo x >> {starts}; test $(wc -l < {starts}) -ge 9")
     assert code_of(pid) == 0
     assert said.read_text().count("failure 1 of 6") == 8
 
 
-def test_a_killed_command_takes_its_children_along_before_it_starts_again(tmp_path, monkeypatch):
+def test_a_killed_command_takes_its_children_along_before_it_starts_again(tmp_path):
     pids = tmp_path / "pids"
-    pid, _, theirs = forked(tmp_path, monkeypatch, sys.executable, "-S", "-c", FAMILY + "time.sleep(600)", str(pids))
+    pid, _, theirs = forked(tmp_path, sys.executable, "-S", "-c", FAMILY + "time.sleep(600)", str(pids))
     wait_until(pids.exists)
     parent, child = map(int, pids.read_text().split())
     pids.unlink()
@@ -164,8 +163,8 @@ def test_a_killed_command_takes_its_children_along_before_it_starts_again(tmp_pa
 
 def test_being_told_to_stop_during_the_pause_is_heard(tmp_path, monkeypatch):
     starts = tmp_path / "starts"
-    monkeypatch.setattr(supervise, "MOST_RESTARTS", 30)  # the last pauses would take years
-    pid, _, theirs = forked(tmp_path, monkeypatch, "sh", "-c", f"echo x >> {starts}; exit 3")
+    monkeypatch.setattr(supervise, "MAXIMUM_RESTARTS", 30)  # the last pauses would take years
+    pid, _, theirs = forked(tmp_path, "sh", "-c", f"echo x >> {starts}; exit 3")
     wait_until(lambda: starts.exists() and len(starts.read_text().splitlines()) > 5)
     os.close(theirs)
     assert code_of(pid) == 3

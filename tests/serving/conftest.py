@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 from serving_toys import FakeTriton, Registry, Server
 
+from pipeline.machine.workspace import SOURCE
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton import server as local_triton
-from pipeline.settings.schema import ROOT, Serving
+from pipeline.settings.schema import Serving
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory):
     (home / "triton_repo").mkdir()
     (home / "home").mkdir()
     shared = os.environ.get("FLYWEIGHT_TRITON_HOME")  # by whoever ran before these tests, and gone when they go on
-    installed = Path(shared or Path(os.environ.get("FLYWEIGHT_HOME", ROOT / ".flyweight")) / "triton")
+    installed = Path(shared or Path(os.environ.get("FLYWEIGHT_HOME", SOURCE / ".flyweight")) / "triton")
     if shared or installed.is_dir():
         (home / "home" / "triton").symlink_to(installed)
     server = Server(home)

@@ -185,7 +185,7 @@ def test_a_recipe_cannot_change_datasets_either(tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "params.yaml").write_text("datasets: {digits: {validation_images: 180}}\n")
     (tmp_path / "recipes" / "bad.yaml").write_text("datasets: {digits: {validation_images: 10}}\n")
-    monkeypatch.setattr(schema, "ROOT", tmp_path)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
     assert refusal(recipe="bad").startswith("recipes/bad.yaml: 'datasets' is pinned by dvc.lock;")
 
 
@@ -200,12 +200,12 @@ def test_a_recipe_cannot_change_datasets_either(tmp_path, monkeypatch):
 )
 def test_a_params_yaml_that_cannot_be_read(tmp_path, monkeypatch, text, message):
     (tmp_path / "params.yaml").write_text(text)
-    monkeypatch.setattr(schema, "ROOT", tmp_path)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
     assert message in refusal()
 
 
 def test_no_params_yaml_at_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(schema, "ROOT", tmp_path)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
     assert refusal().endswith("No such file or directory; run from the repository or set FLYWEIGHT_ROOT")
 
 

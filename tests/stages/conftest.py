@@ -69,7 +69,8 @@ def digits_checkpoints(digits_data, tmp_path_factory):
     import torch
     from torch.nn import functional as F
 
-    from pipeline.data.shards import load_manifest, open_split
+    from pipeline.data.manifest import load_manifest
+    from pipeline.data.split import open_split
     from pipeline.models import checkpoint
     from pipeline.models.spec import Preprocessing, PruningStep, image_classifier
 

@@ -11,7 +11,8 @@ import torch
 from pipeline import components
 from pipeline.compression.quantization import fake_quant, quant_plan
 from pipeline.compression.quantization.quantizers.static import Static
-from pipeline.data.shards import load_manifest, open_split
+from pipeline.data.manifest import load_manifest
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import onnx_graph, tensorrt
 from pipeline.files import sha256
@@ -188,11 +189,11 @@ QUANTIZERS = {"static": "int8", "qat": "int8", "mixed": "int8", "fp16": "float16
 
 
 def forms():
-    """Every pair; all of them together are not for every change."""
+    """Every pair; `make test` builds two of them."""
     for pruner in PRUNERS:
         for quantizer in QUANTIZERS:
             daily = (pruner, quantizer) in {("channel", "static"), ("none", "qat")}
-            seldom = [] if daily else [pytest.mark.integration, pytest.mark.slow]
+            seldom = [] if daily else [pytest.mark.integration, pytest.mark.extra]
             yield pytest.param(pruner, quantizer, marks=seldom, id=f"{pruner}-{quantizer}")
 
 

@@ -49,12 +49,12 @@ def test_of_distilled_and_alone_the_better_is_kept(tiny_data, teacher, tmp_path,
     really = distilling.train_job
     outs = {}
 
-    def judged(job, settings):
+    def scored(job, settings):
         metrics = dict(really(job, settings))
         outs["distilled" if job.teacher else "alone"] = job.out
         return metrics if job.teacher else {**metrics, "validation_accuracy": alone}
 
-    monkeypatch.setattr(distilling, "train_job", judged)
+    monkeypatch.setattr(distilling, "train_job", scored)
     out, metrics = run(CONFIG.model_copy(update={"baseline": True}), tiny_data, teacher, tmp_path)
     record = json.loads((out / "baseline.json").read_text())
     assert record["kept"] == kept and record["validation_accuracy"]["alone"] == alone

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from pipeline.data import shards as prepared
+from pipeline.data.split import open_split
 from pipeline.errors import BudgetError, ModelError
 from pipeline.files import sha256
 from pipeline.models.checkpoint import save
@@ -81,7 +82,7 @@ def inputs(tmp_path_factory):
         splits[split] = (noisy.clip(0, 255).astype(np.uint8), labels)
     prepared.write(root / "data", name="made-up", labels=LABELS, splits=splits)
     centred = (prototypes / 255 - prototypes.mean() / 255).reshape(len(LABELS), -1).T
-    spec = image_classifier("test_evaluate:Linear", {}, SHAPE, LABELS, Preprocessing(mean=(0.0,), std=(1.0,)))
+    spec = image_classifier(f"{__name__}:Linear", {}, SHAPE, LABELS, Preprocessing(mean=(0.0,), std=(1.0,)))
     candidates = []
     for name, noise in NOISE.items():
         weights = centred + rng.normal(0, 5 * noise, centred.shape)
@@ -150,7 +151,7 @@ def test_accuracies_are_those_of_the_files_on_the_whole_splits(done, inputs):
             next(t for t in onnx.load(inputs / "candidates" / one.file).graph.initializer if t.name == "weights")
         )
         for split in ("validation", "test"):
-            opened = prepared.open_split(inputs / "data", split)
+            opened = open_split(inputs / "data", split)
             said = (opened.images().reshape(len(opened), -1) / 255 @ weights).argmax(axis=1)
             assert getattr(one, split).accuracy.value == pytest.approx((said == opened.labels).mean())
 
@@ -208,7 +209,7 @@ def test_predictions_hold_labels_and_logits_of_both_splits_without_pickle(done):
 
 def test_golden_images_are_64_validation_images(done, inputs):
     golden = load_file(done[0] / "golden.safetensors")["images"]
-    validation = {image.tobytes() for image in prepared.open_split(inputs / "data", "validation").images()}
+    validation = {image.tobytes() for image in open_split(inputs / "data", "validation").images()}
     assert golden.shape == (64, *SHAPE) and golden.dtype == np.uint8
     assert {image.tobytes() for image in golden} <= validation
 

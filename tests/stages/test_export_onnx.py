@@ -7,8 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.compression.quantization.quantizers.bf16 import Bf16
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.export import executorch, onnx_graph
 from pipeline.files import sha256
@@ -18,10 +17,19 @@ from pipeline.records.candidates import load_candidates
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner
 from pipeline.settings.schema import ExportOnnx
-from pipeline.stages import export_onnx as stage
 from pipeline.stages.export_onnx import export_onnx
 
 NAMES = ("teacher", "student", "pruned", "int8", "int8_tensorrt")
+
+
+def test_each_checkpoint_is_read_once(
+    exported_before, digits_data, digits_checkpoints, quantized, tmp_path, monkeypatch
+):
+    read, original = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda directory: read.append(directory) or original(directory))
+    config = ExportOnnx(parity_images=10)
+    export_onnx(config, data=digits_data, quantized=quantized[0], **digits_checkpoints, out=tmp_path)
+    assert read == list(digits_checkpoints.values())
 
 
 def test_float_candidates_answer_as_pytorch_does(candidates, digits_checkpoints, digits_data):
@@ -49,6 +57,8 @@ def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpo
         spec, network = checkpoint.load(digits_checkpoints[candidate.source])
         assert candidate.macs == size.macs(network, spec.image_shape)
         assert load_spec(file.parent) == spec
+    assert [one.name for one in found.ancestry("int8")] == ["teacher", "student", "pruned", "int8"]
+    assert [one.made_by for one in found.ancestry("int8")] == ["train", "distill", "prune", "quantize"]
     kinds = {
         candidate.name: (candidate.precision, candidate.target, candidate.source) for candidate in found.candidates
     }
@@ -58,13 +68,6 @@ def test_candidates_json_says_which_bytes_each_one_is(candidates, digits_checkpo
     assert kinds["teacher"] == ("float32", "any", "teacher")
     assert kinds["int8"] == ("int8", "cpu", "pruned")
     assert kinds["int8_tensorrt"] == ("int8", "tensorrt", "pruned")
-
-
-@pytest.mark.parametrize(("serve", "expected"), [("pruned", "pruned"), ("int8", None), (None, None)])
-def test_int8_that_is_not_to_be_served_gives_way(serve, expected, tmp_path):
-    (tmp_path / "quantization.json").write_text(json.dumps({"serve": serve} if serve else {}))
-    assert stage._better("int8", tmp_path) == expected
-    assert stage._better("int8_tensorrt", tmp_path) is None
 
 
 def test_parity_is_measured_and_returned(candidates):
@@ -88,24 +91,11 @@ def test_metadata_leads_back_to_the_weights_and_the_data(candidates, digits_chec
         assert json.loads(metadata["labels"]) == list("0123456789")
 
 
-def test_a_graph_that_does_not_run_at_some_batch_is_refused():
-    class Single:
-        name = "single"
-
-        def __call__(self, inputs):
-            if len(inputs["image"]) > 1:
-                raise RuntimeError("Got: 7 Expected: 1")
-            return {"logits": np.zeros((1, 2), np.float32)}
-
-    with pytest.raises(ModelError, match=r"candidate 'pruned' does not take a batch of 7: Got: 7 Expected: 1"):
-        stage._try_batches(Single(), "pruned", np.zeros((3, 1, 8, 8), np.uint8), stage.BATCHES)
-
-
 @pytest.fixture
 def exported_before(candidates, monkeypatch):
     """The exporter replaced by a copy of what it wrote before: these tests are of what comes after it."""
     monkeypatch.setattr(
-        stage.onnx_graph, "export",
+        onnx_graph, "export",
         lambda spec, network, file, opset, metadata: shutil.copy2(candidates[0] / file.parent.name / file.name, file),
     )  # fmt: skip
 
@@ -135,30 +125,6 @@ def test_what_quantize_did_not_end_is_refused(digits_data, digits_checkpoints, q
     with pytest.raises(ModelError, match=r"half is not what quantize leaves .*: quantization\.json is missing"):
         export_onnx(ExportOnnx(parity_images=10), data=digits_data, quantized=half, **digits_checkpoints, out=out)
     assert list(out.iterdir()) == []
-
-
-def test_what_was_trained_while_it_rounded_is_compared_with_that(digits_checkpoints, quantized, tmp_path):
-    model = onnx.load(quantized[0] / "cpu" / "model.onnx")
-    trained, file = tmp_path / "qat", tmp_path / "model.onnx"
-    shutil.copytree(digits_checkpoints["student"], trained)
-    onnx_graph.annotate(model, {"trained_sha256": sha256(trained / "model.safetensors")})
-    onnx.save(model, file)
-    pruned = digits_checkpoints["pruned"]
-    assert stage._float_source(file, pruned, tmp_path) == trained
-    assert stage._float_source(quantized[0] / "cpu" / "model.onnx", pruned, tmp_path) == pruned
-    shutil.copy2(pruned / "model.safetensors", trained)
-    with pytest.raises(ModelError, match=r"was quantized from weights .* has .*: run `quantize` again"):
-        stage._float_source(file, pruned, tmp_path)
-
-
-@pytest.mark.integration
-def test_bfloat16_is_compared_although_onnx_runtime_cannot_run_it(digits_checkpoints, digits_data, tmp_path):
-    pruned, images = digits_checkpoints["pruned"], open_split(digits_data, "validation").slice(0, 100)
-    onnx_graph.export(*checkpoint.load(pruned), tmp_path / "float.onnx")
-    Bf16()(tmp_path / "float.onnx", images, tmp_path / "model.onnx", "tensorrt")
-    described = stage._describe("int8_tensorrt", "pruned", tmp_path / "model.onnx", pruned, images)
-    assert described.precision == "bfloat16" and described.sha256 == sha256(tmp_path / "model.onnx")
-    assert 1e-3 < described.parity.max_difference < 1.0 and described.parity.changed_predictions <= 5
 
 
 def test_more_parity_images_than_there_are_is_refused(digits_data, digits_checkpoints, quantized, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import shards
+from pipeline.data.split import open_split
 from pipeline.errors import DataError
-from pipeline.machine import places
+from pipeline.files import lock
+from pipeline.machine import workspace
 from pipeline.settings import schema
 from pipeline.stages import prepare_data as stage
 
@@ -21,14 +21,14 @@ MAKE = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.data import shards
+from pipeline.data.split import open_split
 if Path("broken").exists():
     print("error: no source of toy can be reached")
     sys.exit(int(Path("broken").read_text()))
 images = np.arange(48, dtype=np.uint8).reshape(12, 1, 2, 2)
 labels = np.arange(12) % 2
 splits = {split: (images, labels) for split in ("train", "validation", "test")}
-data.write(Path("data/toy"), name="toy", labels=("even", "odd"), splits=splits, dropped={"duplicate": 3})
+shards.write(Path("data/toy"), name="toy", labels=("even", "odd"), splits=splits, dropped={"duplicate": 3})
 """
 DVC_YAML = """
 stages:
@@ -65,9 +65,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("FLYWEIGHT_DATA", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(schema.ROOT))
-    monkeypatch.setattr(stage, "ROOT", built)
-    monkeypatch.setattr(places, "ROOT", built)
+    monkeypatch.setenv("PYTHONPATH", str(workspace.SOURCE))
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(built))
     return built
 
 
@@ -154,8 +153,7 @@ def test_dvc_passes_on_the_words_of_a_failing_command(
 def test_waits_for_another_prepare_data(root: Path, tmp_path: Path) -> None:
     run(tmp_path / "out")
     worker = threading.Thread(target=run, args=(tmp_path / "other",))
-    with (root / ".dvc" / "tmp" / "flyweight.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(root / ".dvc" / "tmp" / "flyweight.lock"):
         worker.start()
         worker.join(0.3)
         assert worker.is_alive()
@@ -190,13 +188,12 @@ def test_directory_that_dvc_does_not_list_is_taken_as_it_is(root: Path, tmp_path
 
 @pytest.mark.integration
 def test_fresh_clone_rebuilds_what_dvc_lock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subprocess.run(["git", "clone", "-q", str(schema.ROOT), str(tmp_path / "clone")], check=True)
-    for module in (stage, places):
-        monkeypatch.setattr(module, "ROOT", tmp_path / "clone")
+    subprocess.run(["git", "clone", "-q", str(workspace.SOURCE), str(tmp_path / "clone")], check=True)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path / "clone"))
     monkeypatch.delenv("FLYWEIGHT_DATA", raising=False)
     run(tmp_path / "out", "digits")
     status = subprocess.run(
         ["git", "-C", str(tmp_path / "clone"), "status", "--porcelain"], check=True, capture_output=True, text=True
     )
     assert status.stdout == ""
-    assert len(shards.open_split(tmp_path / "clone" / "data" / "digits", "train")) == 1257
+    assert len(open_split(tmp_path / "clone" / "data" / "digits", "train")) == 1257

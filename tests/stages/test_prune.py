@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pipeline.data.shards import open_split
+from pipeline.compression.pruning.sparsity import zeros_share
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.models.spec import load_spec
@@ -9,7 +10,7 @@ from pipeline.settings.schema import Component, Distributed, Fit, Prune, Train
 from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train
-from pipeline.training.job import evaluate
+from pipeline.training.validation import evaluate
 
 FIT = Fit(epochs=2, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False)
 CONFIG = Prune(pruner=Component(name="channel", keep_macs=0.5), fit=FIT)
@@ -82,7 +83,7 @@ def test_pruners_follow_each_other_in_rounds_and_zeros_stay(tiny_data, student, 
     spec, network = checkpoint.load(out)
     assert [step.method for step in spec.pruning] == ["channel", "channel", "unstructured", "unstructured"]
     assert metrics["macs_kept"] <= 0.5
-    assert metrics["zeros_share"] == pruning.zeros_share(network) == pytest.approx(0.5, abs=0.02)
+    assert metrics["zeros_share"] == zeros_share(network) == pytest.approx(0.5, abs=0.02)
 
 
 def chain(*components, rounds):
@@ -91,12 +92,6 @@ def chain(*components, rounds):
 
 
 LOW_RANK, NM = {"name": "low_rank", "keep_macs": 0.5}, {"name": "n_m"}
-
-
-def test_rounds_are_for_the_methods_that_can_be_cut_into_them():
-    methods = (LOW_RANK, {"name": "depth", "drop": 2}, {"name": "channel", "keep_macs": 0.5}, NM)
-    steps = pruning.in_rounds(chain(*methods, rounds=3))
-    assert [type(step).__name__ for step in steps] == ["LowRank", *["Depth"] * 2, *["Channel"] * 3, "NM"]
 
 
 @pytest.mark.parametrize(

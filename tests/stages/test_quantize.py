@@ -9,9 +9,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from pipeline.compression.quantization import choice
+from pipeline.compression.quantization.calibration_set import calibration_images
+from pipeline.compression.quantization.choice import answered_right
 from pipeline.compression.quantization.proof import Proof
-from pipeline.compression.quantization.saturation import WITH_VNNI, Saturation
-from pipeline.data.shards import open_split
+from pipeline.compression.quantization.saturation import WITH_VNNI
+from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
 from pipeline.machine import cpu
@@ -21,7 +24,7 @@ from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.settings.schema import Component, Distributed, ExportOnnx, Finetune, Quantize
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
-from pipeline.stages.quantize import answered_right, calibration_images, quantize
+from pipeline.stages.quantize import quantize
 from pipeline.training import job as training
 
 FIT = Finetune(epochs=1, batch_size=100, lr=0.01, crop_padding=0, horizontal_flip=False)
@@ -117,25 +120,6 @@ def test_the_calibration_set_is_fingerprinted(quantized, digits_data):
     assert other["sha256"] != record["sha256"]
 
 
-def test_every_class_is_calibrated_on_in_its_share(digits_data):
-    _, record = calibration_images(digits_data, 130, (1, 8, 8), seed=1)
-    shares = np.bincount(open_split(digits_data, "train").labels) / 10
-    assert sum(record["per_class"]) == 130
-    assert np.abs(np.array(record["per_class"]) - shares).max() <= 1
-
-
-def test_int8_that_is_not_faster_or_not_valid_everywhere_is_said_so(quantized, caplog):
-    record = json.loads((quantized[0] / "quantization.json").read_text())
-    proof = Proof.model_validate(record["proof"]).model_copy(update={"faster": False, "sentence": "int8 is slow."})
-    valid = Saturation.model_validate({**record["without_vnni"], "needs": [], "valid_on": "any CPU"})
-    assert stage._outcome(proof.model_copy(update={"faster": True}), valid)["serve"] == "int8"
-    assert caplog.text == ""
-    doubtful = valid.model_copy(update={"needs": ("avx_vnni",), "valid_on": WITH_VNNI, "sentence": "Sums are cut off."})
-    found = stage._outcome(proof, doubtful)
-    assert (found["serve"], found["valid_on"]) == ("pruned", WITH_VNNI)
-    assert "int8 is slow." in caplog.text and "Sums are cut off." in caplog.text
-
-
 def test_a_target_that_the_quantizer_does_not_write_is_refused(run, tmp_path):
     with pytest.raises(
         SettingsError, match=r"quantize\.targets is \[cpu, tensorrt\], but the quantizer 'dynamic' writes cpu"
@@ -148,11 +132,6 @@ def test_more_calibration_images_than_there_are_is_refused(run, tmp_path):
     with pytest.raises(ModelError, match=r"quantize\.calibration_images is 1301, but .* has 1300 training images"):
         run(calibration_images=1301)
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_images_of_another_size_are_refused(digits_data):
-    with pytest.raises(ModelError, match=r"has images of \(1, 8, 8\), the model takes \(3, 32, 32\)"):
-        calibration_images(digits_data, 10, (3, 32, 32), seed=1)
 
 
 def test_a_misspelt_quantizer_setting_is_refused_with_the_near_miss(run):
@@ -181,7 +160,7 @@ def test_with_training_the_better_of_the_two_is_kept(trained, digits_data, digit
 
 def graphs_after(run, tmp_path, monkeypatch, better):
     """The cpu graph that is left where `better` measures better than the other."""
-    monkeypatch.setattr(stage, "answered_right", lambda file, split: np.full(len(split), file.parts[-3] == better))
+    monkeypatch.setattr(choice, "answered_right", lambda file, split: np.full(len(split), file.parts[-3] == better))
     run(fit=FIT, targets=["cpu"])
     return onnx.load(tmp_path / "out" / "cpu" / "model.onnx")
 
@@ -219,17 +198,6 @@ def test_training_that_did_not_help_is_said_and_left(run, trained_before, tmp_pa
     assert "training with quantization did not help: 0.0000 on the validation split against 1.0000" in caplog.text
     assert "trained_sha256" not in {entry.key for entry in model.metadata_props}
     assert (tmp_path / "out" / "qat" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize(("gained", "lost", "kept"), [(0, 0, "ptq"), (9, 2, "ptq"), (10, 2, "qat"), (2, 10, "ptq")])
-def test_training_is_kept_where_its_gain_is_more_than_chance(gained, lost, kept, digits_data, monkeypatch, tmp_path):
-    images = np.arange(200)
-    right = {"ptq": (images < 150) | (images >= 200 - lost), "qat": (images < 150 + gained)}
-    monkeypatch.setattr(stage, "answered_right", lambda file, split: right[file.name])
-    compared = stage._compare({"ptq": tmp_path / "ptq", "qat": tmp_path / "qat"}, digits_data)
-    # 12 images answered differently, won 10 to 2: 2 (C(12,0) + C(12,1) + C(12,2)) / 2^12 = 0.0386; 9 to 2 of 11: 0.0654
-    assert compared["p"] == pytest.approx({0: 1.0, 9: 134 / 2048, 10: 158 / 4096, 2: 158 / 4096}[gained])
-    assert compared["kept"] == kept
 
 
 def test_a_teacher_of_another_task_is_refused_before_anything_is_made(run, digits_checkpoints, tmp_path, monkeypatch):

@@ -6,12 +6,12 @@ import psutil
 import pytest
 import torch
 
-from pipeline.data.shards import open_split
+from pipeline.data.split import open_split
 from pipeline.errors import DataError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.schema import Component, Distributed, Fit, Train
 from pipeline.stages.train import train
-from pipeline.training.job import evaluate
+from pipeline.training.validation import evaluate
 
 CONFIG = Train(
     model=Component(name="resnet", width=4, blocks=[1, 1]),
@@ -24,6 +24,7 @@ def files(directory):
 
 
 @pytest.mark.integration
+@pytest.mark.extra
 def test_train_under_torchrun_in_two_processes(tiny_data, tmp_path):
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     metrics = train(CONFIG, data=tiny_data, distributed=Distributed(nproc=2), seed=1, out=out, scratch=scratch)
@@ -52,6 +53,7 @@ def test_without_data_it_says_how_to_get_it(tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.extra
 def test_a_training_whose_worker_is_killed_goes_on_from_its_last_checkpoint(tiny_data, tmp_path, monkeypatch):
     log, distributed = tmp_path / "progress.jsonl", Distributed(nproc=2)
     config = CONFIG.model_copy(update={"fit": CONFIG.fit.model_copy(update={"epochs": 12})})

@@ -1,7 +1,7 @@
 """Measurements under load that were never made."""
 
 from pipeline.serving.load.counters import ServerSide
-from pipeline.serving.load.measure import Closed, LoadResult, Open, WindowResult
+from pipeline.serving.load.result import Closed, LoadResult, Open, WindowResult
 
 
 def result(load: Closed | Open, throughput: float, mean_ms: float, **changes) -> LoadResult:

@@ -17,11 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
+from pipeline.machine import places
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.records.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.triton import server
-from pipeline.serving.triton.client import Answer, Client, Served, TritonError
+from pipeline.serving.triton import disk, server
+from pipeline.serving.triton.calls import Answer, Served
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import ATTESTED, Artifact, served_versions, version_directories
 from pipeline.settings.schema import Promote
@@ -264,6 +267,13 @@ class FakeTriton:
             outputs["logits"] = np.array([[1.0, 0.0, 0.0]], np.float32)
         attested = np.tile(np.frombuffer(bytes.fromhex(found), np.uint8), (count, 1))
         return Answer({**outputs, ATTESTED: attested}, number)
+
+
+def remove_model(client: Client, name: str) -> None:
+    """Take the model `name` away from the server and out of the repository."""
+    client.unload(name)
+    if (places.triton_repository() / name).exists():
+        disk.remove(places.triton_repository() / name)
 
 
 def free_port() -> int:

@@ -1,5 +1,7 @@
 """Components that only tests name, as ``training_toys:Plain``."""
 
+import random
+
 import torch
 from torch import nn
 
@@ -22,3 +24,53 @@ class Broken(Plain):
 
     def forward(self, x):
         return super().forward(x) / 0.0
+
+
+class Eigen(nn.Module):
+    """Something that ONNX has no operator for."""
+
+    def __init__(self, in_channels: int, classes: int) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        return torch.linalg.eigh(x[:, 0]).eigenvalues
+
+
+class LearnedTemperature(nn.Module):
+    """A distillation loss with a vector, a matrix, a float buffer and a counter, all of which its value depends on.
+
+    What it begins with differs from process to process.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.tensor([1.0 + random.SystemRandom().random() / 10]))
+        self.unused = nn.Parameter(torch.ones(2, 2))
+        self.projection = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, student_logits, teacher_logits, labels):
+        self.calls += 1
+        self.mean.lerp_(student_logits.detach().abs().mean(), 0.1)
+        temperature = self.log_temperature.exp()
+        student = nn.functional.log_softmax(self.projection(student_logits) / temperature, 1)
+        teacher = nn.functional.softmax(teacher_logits / temperature, 1)
+        soft = nn.functional.kl_div(student, teacher, reduction="batchmean")
+        hard = nn.functional.cross_entropy(student_logits, labels)
+        return hard + soft * (1.0 + 0.1 * self.mean) / (1.0 + 0.01 * self.calls)
+
+
+class FixedStart(LearnedTemperature):
+    """The same, but each begins alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.ones_(self.log_temperature)
+
+
+class Difference:
+    """A loss that is no module."""
+
+    def __call__(self, student_logits, teacher_logits, labels):
+        return (student_logits - teacher_logits).abs().mean()

@@ -37,6 +37,24 @@ def together(job):
     (Path(job["out"]) / f"{ranks.rank()}.json").write_text(json.dumps(found))
 
 
+def train(job):
+    """Train as a stage does, then say what the loss has learned in each process."""
+    from pipeline.training.distributed import ranks
+    from pipeline.training.job import TrainingJob
+    from pipeline.training.loop import Training
+
+    training = Training(TrainingJob.model_validate(job["job"]))
+    training.resume()
+    training.precompute_teacher()
+    begun = {name: tensor.tolist() for name, tensor in training.criterion.state_dict().items()}
+    for _ in range(job.get("epochs", training.fit.epochs - training.epoch)):
+        training.run_epoch()
+    ended = {name: tensor.tolist() for name, tensor in training.criterion.state_dict().items()}
+    if ranks.is_main() and training.epoch == training.fit.epochs:
+        training.write()
+    (Path(job["out"]) / f"{ranks.rank()}.json").write_text(json.dumps({"begun": begun, "ended": ended}))
+
+
 def fail(job):
     """Raise what the job says."""
     from pipeline import errors

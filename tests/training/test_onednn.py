@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training.onednn import safe_convolutions
+from pipeline.training.onednn import convolutions, is_unsafe
 
 
 def strided(channels, kernel=1, stride=2, groups=1):
@@ -27,7 +27,7 @@ def strided(channels, kernel=1, stride=2, groups=1):
     ],
 )
 def test_only_what_it_would_overrun_is_kept_from_it(network, device, onednn):
-    with safe_convolutions(network, torch.device(device)):
+    with convolutions(is_unsafe(network, torch.device(device))):
         assert torch.backends.mkldnn.enabled is onednn
     assert torch.backends.mkldnn.enabled
 
@@ -36,12 +36,12 @@ def test_a_network_so_narrow_trains_without_damage_to_the_heap():
     code = """
 import torch
 from torch import nn
-from pipeline.training.onednn import safe_convolutions
+from pipeline.training.onednn import convolutions, is_unsafe
 torch.set_num_threads(1)
 network = nn.Conv2d(4, 8, 1, 2, bias=False).to(memory_format=torch.channels_last)
 for _ in range(100):
     images = torch.randn(32, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
-    with safe_convolutions(network, torch.device("cpu")):
+    with convolutions(is_unsafe(network, torch.device("cpu"))):
         network(images).square().sum().backward()
 print("trained")
 """

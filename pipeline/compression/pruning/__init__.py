@@ -1,0 +1,1 @@
+"""Fewer channels, blocks, ranks or weights."""

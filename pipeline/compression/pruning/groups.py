@@ -1,4 +1,4 @@
-"""Which layers hang together, and how channels are taken out of all of them at once.
+"""Which layers are coupled, and how channels are taken out of all of them at once.
 
 Layers whose outputs are added up or otherwise joined lose the same channels, and whatever reads these loses them too. The
 links are found by dependency tracing (Fang et al., "DepGraph: Towards Any Structural Pruning",
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that lose the same channels, since their outputs are added up or otherwise joined."""
+    """A dependency group: layers that lose the same channels, since their outputs are added up or otherwise joined."""
 
     layer: str
     """The first of `layers`; the group goes by its name."""
@@ -41,15 +41,15 @@ def groups(network: nn.Module, image: Tensor) -> list[Group]:
     return found
 
 
-def remove_(network: nn.Module, image: Tensor, doomed: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    """Remove the channels `doomed` (name of a `Group` -> channels) in place, and whatever hangs on them.
+def remove_(network: nn.Module, image: Tensor, to_remove: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Remove the channels `to_remove` (name of a `Group` -> channels) in place, and whatever is coupled with them.
 
     Return layer -> removed output channels, numbered as before.
     """
     names = {module: name for name, module in network.named_modules()}
     graph = _trace(network, image)
     removed: dict[str, tuple[int, ...]] = {}
-    for layer, channels in doomed.items():
+    for layer, channels in to_remove.items():
         module = network.get_submodule(layer)
         group = graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, sorted(channels))
         for target, indices in _writers(graph, group):
@@ -69,7 +69,7 @@ def _writers(graph: Any, group: Any) -> list[tuple[nn.Module, list[int]]]:
 
 
 def _trace(network: nn.Module, image: Tensor) -> Any:
-    """Return torch-pruning's graph of which layers hang together."""
+    """Return torch-pruning's graph of which layers are coupled."""
     import torch_pruning
 
     return torch_pruning.DependencyGraph().build_dependency(network, example_inputs=image)

@@ -1,4 +1,4 @@
-"""How much a channel matters: one score a channel for every group of layers that lose their channels together.
+"""How much a channel matters: one score per channel for every group of layers that lose their channels together.
 
     l1, l2        size of all weights that make or read the channel, over the mean of its layer
     lamp          squared l2 over that of the channels that would still be there (https://arxiv.org/abs/2010.07611)
@@ -32,7 +32,7 @@ BATCHES = 16
 """Batches that taylor and hessian look at."""
 
 
-def judge(
+def score_channels(
     importance: Importance,
     spec: ModelSpec,
     network: nn.Module,
@@ -40,27 +40,27 @@ def judge(
     batches: Iterator[tuple[Tensor, Tensor]],
     seed: int = 0,
 ) -> list[tuple[Group, Tensor]]:
-    """Return every one of `groups` that there is something to judge by, with the scores (channels,) of its channels.
+    """Return every one of `groups` that there is something to score by, with the scores (channels,) of its channels.
 
     The least important score lowest. `network` must be in evaluation mode. taylor and hessian take up to `BATCHES` of
     `batches`, (normalised images (N, C, H, W), labels (N,)); `seed` is for random. Raises `ModelError` where there are no
-    batches, or where there are groups but nothing to judge any of them by.
+    batches, or where there are groups but nothing to score any of them by.
     """
     score = _scores(importance, network, batches, seed)
-    judged = [(group, scores) for group in groups if (scores := score(group.traced)) is not None]
-    if groups and not judged:
+    scored = [(group, scores) for group in groups if (scores := score(group.traced)) is not None]
+    if groups and not scored:
         lacks = "the scale of its batch norms" if importance == "bn_scale" else "the layers that read it"
         raise ModelError(
-            f"nothing was pruned: importance {importance!r} judges a channel by {lacks}, and no channel of "
+            f"nothing was pruned: importance {importance!r} scores a channel by {lacks}, and no channel of "
             f"{spec.architecture} has any; choose 'l2'"
         )
-    return judged
+    return scored
 
 
 def _scores(
     importance: Importance, network: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], seed: int
 ) -> Callable[[Any], Tensor | None]:
-    """Return what gives a traced group's scores, or None where there is nothing to judge by."""
+    """Return what gives a traced group's scores, or None where there is nothing to score by."""
     from torch_pruning.pruner import importance as library
 
     if importance == "bn_scale":

@@ -63,7 +63,7 @@ def sweep(
     Args:
         network: is not changed.
         spec: of `network`.
-        measure: takes a network in evaluation mode; more is better. It is called once a layer and ratio, and once more.
+        measure: takes a network in evaluation mode; more is better. It is called once per layer and ratio, and once more.
         ratios: shares of its channels that a layer loses, between 0 and 1.
         importance: which channels go first; see the channel pruner.
         batches: for importances that look at data: (normalised images (N, C, H, W), labels (N,)).
@@ -71,12 +71,12 @@ def sweep(
 
     Raises:
         SettingsError: there is no ratio, or one would remove nothing or a whole layer.
-        ModelError: the importance finds nothing to judge by.
+        ModelError: the importance finds nothing to score by.
     """
     import torch
 
     from pipeline.compression.pruning.groups import groups, remove_
-    from pipeline.compression.pruning.importance import judge
+    from pipeline.compression.pruning.importance import score_channels
 
     if not ratios or any(not 0.0 < ratio < 1.0 for ratio in ratios):
         raise SettingsError(
@@ -85,26 +85,26 @@ def sweep(
         )
     image = torch.zeros(1, *spec.image_shape)
     whole = copy.deepcopy(network).eval()
-    judged = judge(importance, spec, whole, groups(whole, image), iter(batches))
+    scored = score_channels(importance, spec, whole, groups(whole, image), iter(batches))
     baseline = measure(whole)
     values: dict[str, dict[float, float]] = {}
-    for group, scores in judged:
+    for group, scores in scored:
         order = torch.argsort(scores, stable=True).tolist()
         values[group.layer] = {}
         for place, ratio in enumerate(sorted(ratios)):
             done = (len(values) - 1) * len(ratios) + place
-            events.report("sensitivity", done=done, total=len(judged) * len(ratios))
-            doomed = order[: math.floor(ratio * len(order))]
+            events.report("sensitivity", done=done, total=len(scored) * len(ratios))
+            to_remove = order[: math.floor(ratio * len(order))]
             smaller = copy.deepcopy(whole)
-            if doomed:
-                remove_(smaller, image, {group.layer: doomed})
-            values[group.layer][ratio] = measure(smaller) if doomed else baseline
+            if to_remove:
+                remove_(smaller, image, {group.layer: to_remove})
+            values[group.layer][ratio] = measure(smaller) if to_remove else baseline
     return Sensitivity(
         what=what,
         importance=importance,
         baseline=baseline,
         values=values,
-        joined={group.layer: group.layers for group, _ in judged},
+        joined={group.layer: group.layers for group, _ in scored},
     )
 
 
@@ -124,7 +124,7 @@ def layer_ratios(sensitivity: Sensitivity, tolerated_drop: float) -> dict[str, f
 
 
 def figure(sensitivity: Sensitivity) -> Figure:
-    """A heat map: a row a layer, a column a ratio, and in each cell how the value changed from the baseline."""
+    """A heat map: one row per layer, one column per ratio, and in each cell how the value changed from the baseline."""
     import matplotlib as mpl
     import numpy as np
     from matplotlib.figure import Figure

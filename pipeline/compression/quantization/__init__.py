@@ -1,0 +1,1 @@
+"""Fewer bits: what to round, how to calibrate it, and the proof that it is worth it."""

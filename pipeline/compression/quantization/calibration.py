@@ -16,18 +16,19 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from pipeline.errors import ModelError
-from pipeline.export.onnx_graph import NORMALISED
+from pipeline.export.preprocessing import NORMALISED
+from pipeline.models.preprocessing import Normalisation
 from pipeline.runners.onnx_runner import session_options
 
 Method = Literal["minmax", "percentile", "entropy"]
 Range = tuple[float, float]
 BATCH = 32
-"""Most images that are in memory as activations at the same time."""
+"""Maximum of images that are in memory as activations at the same time."""
 BYTES = 1 << 28
-"""Most bytes of activations in memory at the same time, unless one image alone has more."""
+"""Maximum of bytes of activations in memory at the same time, unless one image alone has more."""
 BINS = 2048
 LEVELS = 128
 """Steps that 8 bits have on one side of zero."""
@@ -49,22 +50,15 @@ def check_images(images: NDArray, model: onnx.ModelProto) -> None:
 
 @dataclass(frozen=True)
 class Images:
-    """Raw calibration images and what normalises them: pixels p become ``p * scale + shift``."""
+    """Raw calibration images and what normalises them."""
 
     pixels: NDArray[np.uint8]
-    scale: NDArray[np.float32]
-    shift: NDArray[np.float32]
+    normalisation: Normalisation
 
     def batches(self, size: int) -> Iterator[NDArray[np.float32]]:
         """Yield normalised images (at most `size`, C, H, W), one batch at a time."""
         for start in range(0, len(self.pixels), size):
-            yield self.pixels[start : start + size] * self.scale + self.shift
-
-
-def pixel_scale_and_shift(model: onnx.ModelProto) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the preprocessing of an exported model: raw pixels p become ``p * scale + shift``, (1, C, 1, 1) each."""
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return constants["pixel_scale"], constants["pixel_shift"]
+            yield self.normalisation(self.pixels[start : start + size])
 
 
 def ranges(
@@ -93,7 +87,7 @@ def ranges(
         if not np.isfinite(found).all():
             raise ModelError(
                 f"activation {name!r} is NaN or infinite on the calibration images: the float model is broken, "
-                f"and quantizing cannot mend it. Look at its training, or train it again with a lower learning rate"
+                f"and quantizing cannot repair it. Look at its training, or train it again with a lower learning rate"
             )
     if method == "minmax":
         return seen
@@ -175,5 +169,5 @@ def _divergence(histogram: NDArray[np.int64], bins: int, total: int) -> float:
     merged = np.where(filled, share[step], 0.0)
     merged = merged / max(merged.sum(), 1e-12)
     counted = reference > 0
-    # A value cut off to an empty bin has probability 0 in Q; it is given a little, so that the divergence stays finite.
+    # A value that falls into an empty bin has probability 0 in Q; it is given a little, so that the divergence stays finite.
     return float((reference[counted] * np.log(reference[counted] / np.maximum(merged[counted], 1e-9))).sum())

@@ -10,7 +10,10 @@ network. So training begins with the very model that quantization without traini
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,6 +131,30 @@ class WeightGrid(nn.Module):
         scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
         rounded = torch.round(fixed / scale).clamp(-count, count) * scale
         return rounded + (weight - fixed)
+
+
+class Rounding:
+    """The `Rewrite` of a training with quantization: `simulate` before, `trained` and `ranges` behind."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        """`plan` is a `FakeQuant` as JSON."""
+        self.plan = FakeQuant.model_validate(plan)
+
+    def apply(self, spec: ModelSpec, network: nn.Module) -> nn.Module:
+        """Return `network` with everything rounded that the plan names."""
+        self._plain = copy.deepcopy(network)
+        return simulate(spec, network, self.plan)
+
+    def after_step(self, network: nn.Module) -> None:
+        """Nothing: the weights are kept in float."""
+
+    def files(self, network: nn.Module, out: Path) -> None:
+        """Write `RANGES_FILE`."""
+        (out / RANGES_FILE).write_text(json.dumps(ranges(network), indent=2) + "\n", encoding="utf-8")
+
+    def restore(self, network: nn.Module) -> nn.Module:
+        """Return the network that is not rounded, on the CPU."""
+        return trained(network.cpu(), self._plain)
 
 
 def fold(spec: ModelSpec, network: nn.Module) -> tuple[ModelSpec, nn.Module]:

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError
-from pipeline.export.onnx_graph import NORMALISED
+from pipeline.export.preprocessing import NORMALISED, belongs
 
 _NUMPY = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
 _STAY_FLOAT = {"Resize": (2,), "Upsample": (1,)}
@@ -27,7 +27,7 @@ def halve(model: onnx.ModelProto, dtype: TensorProto.DataType) -> int:
     Returns the number of nodes that calculate in 16 bits. Raises `ModelError` where a weight is beyond the type's range.
     """
     graph = model.graph
-    inner = [node for node in graph.node if not node.name.startswith("preprocess/")]
+    inner = [node for node in graph.node if not belongs(node)]
     stay = {node.input[at] for node in inner for at in _STAY_FLOAT.get(node.op_type, ()) if at < len(node.input)}
     used = {name for node in inner for name in node.input} - stay
     for tensor in graph.initializer:
@@ -45,7 +45,7 @@ def halve(model: onnx.ModelProto, dtype: TensorProto.DataType) -> int:
         helper.make_node("Cast", [name + _HALF], [name], f"half/{name}", to=TensorProto.FLOAT)
         for name in sorted(outputs)
     ]
-    before = [node for node in graph.node if node.name.startswith("preprocess/")]
+    before = [node for node in graph.node if belongs(node)]
     nodes = [*before, into, *inner, *back]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:], graph.value_info[:]

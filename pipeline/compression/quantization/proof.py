@@ -18,20 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import ModelError
 from pipeline.machine import cpu
 from pipeline.machine.cpu import Cpu
 from pipeline.protocols import Metrics
 from pipeline.records.evaluation import Offline
-from pipeline.runners.onnx_runner import OnnxRunner, session_options
+from pipeline.runners.answer import answer
+from pipeline.runners.onnx_runner import OnnxRunner, open_session, session_options
 from pipeline.runners.timing import time_runners
 
 BATCHES = (1, 32, 64)
-"""Images a call."""
+"""Images per call."""
 INTEGER_OPERATORS = {
     "QLinearConv", "QLinearAdd", "QLinearMul", "QLinearMatMul", "QLinearGlobalAveragePool", "QLinearAveragePool",
     "QLinearConcat", "QLinearSigmoid", "QLinearSoftmax", "QLinearLeakyRelu", "QGemm", "MatMulIntegerToFloat",
@@ -82,7 +81,7 @@ def prove(float_file: Path, int8_file: Path, images: NDArray[np.uint8], seconds:
         float_file: takes ``image``, raw pixels.
         int8_file: the same model, quantized.
         images: real ones, (N, C, H, W) uint8.
-        seconds: least time of each timing, of which there are two a batch size.
+        seconds: least time of each timing, of which there are two per batch size.
 
     Raises:
         ModelError: ONNX Runtime cannot load one of the files.
@@ -90,7 +89,7 @@ def prove(float_file: Path, int8_file: Path, images: NDArray[np.uint8], seconds:
     counted = count_operators(int8_file)
     runners = {"float": OnnxRunner(float_file), "int8": OnnxRunner(int8_file)}
     speed = {batch: _speed(time_runners(runners, images, batch, seconds, time.thread_time)) for batch in BATCHES}
-    answers = {name: runner({"image": images})["logits"].argmax(axis=1) for name, runner in runners.items()}
+    answers = {name: answer(runner, {"image": images})["logits"].argmax(axis=1) for name, runner in runners.items()}
     for runner in runners.values():
         runner.close()
     integer, left, here = int(counted["fused_integer_ops"]), int(counted["float_ops_left"]), cpu.describe()
@@ -122,10 +121,7 @@ def count_operators(file: Path) -> Metrics:
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         options = session_options(optimized_model_filepath=str(optimised))
-        try:
-            onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-            raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
+        open_session(file, options)
         counts = collections.Counter(node.op_type for node in onnx.load(optimised).graph.node)
     return {
         "fused_integer_ops": float(sum(counts[name] for name in INTEGER_OPERATORS)),

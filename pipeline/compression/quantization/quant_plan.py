@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 
 from pipeline.compression.quantization.fake_quant import FakeQuant, Grid, Levels, trace
 from pipeline.errors import ModelError
-from pipeline.export.onnx_graph import NORMALISED
+from pipeline.export.preprocessing import NORMALISED
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
 

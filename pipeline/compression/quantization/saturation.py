@@ -30,7 +30,8 @@ from onnx import helper, numpy_helper
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ModelError
-from pipeline.runners.onnx_runner import session_options
+from pipeline.runners.answer import answer
+from pipeline.runners.onnx_runner import open_session, session_options
 
 WITH_32_BIT_SUMS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """CPU flags, as the operating system names them, under which no sum is cut off."""
@@ -108,23 +109,23 @@ class Emulation:
 
     def __call__(self, images: NDArray[np.uint8], saturate: bool) -> NDArray[np.float32]:
         """Raw images (N, C, H, W) -> logits (N, classes), with sums of two products cut off at 16 bits or not."""
-        return np.concatenate(
-            [self._run(images[at : at + BATCH], saturate) for at in range(0, len(images), BATCH)], axis=0
-        )
-
-    def _run(self, images: NDArray[np.uint8], saturate: bool) -> NDArray[np.float32]:
         graph = self._model.graph
-        values: dict[str, NDArray] = {**self._constants, graph.input[0].name: images}
+        source, output = graph.input[0].name, graph.output[0].name
+        return answer(lambda inputs: self._run(inputs, saturate), {source: images}, BATCH)[output]
+
+    def _run(self, inputs: Mapping[str, NDArray], saturate: bool) -> Mapping[str, NDArray]:
+        graph = self._model.graph
+        values: dict[str, NDArray] = {**self._constants, **inputs}
         for node in graph.node:
             if self._is_product(node):
                 sums = _Sums(saturate)
-                inputs = [values[name] if name else None for name in node.input]
-                values[node.output[0]] = _PRODUCTS[node.op_type](sums, _attributes(node), *inputs)
+                operands = [values[name] if name else None for name in node.input]
+                values[node.output[0]] = _PRODUCTS[node.op_type](sums, _attributes(node), *operands)
                 if sums.saturated:
                     self.saturating.add(node.name or node.output[0])
             else:
                 values |= self._by_onnxruntime(node, {name: values[name] for name in node.input if name})
-        return values[graph.output[0].name]
+        return {output.name: values[output.name] for output in graph.output}
 
     def _is_product(self, node: onnx.NodeProto) -> bool:
         """Whether a node multiplies uint8 activations and constant int8 weights."""
@@ -280,13 +281,7 @@ def _fused(file: Path) -> onnx.ModelProto:
             optimized_model_filepath=str(out),
             graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         )
-        try:
-            onnxruntime.InferenceSession(
-                str(file), options, providers=["CPUExecutionProvider"],
-                disabled_optimizers=["DynamicQuantizeMatMulFusion"],
-            )  # fmt: skip
-        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
-            raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
+        open_session(file, options, disabled_optimizers=["DynamicQuantizeMatMulFusion"])
         return onnx.load(out)
 
 

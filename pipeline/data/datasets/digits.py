@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.divide import stratified
-from pipeline.data.shards import Images, Labels
+from pipeline.data.manifest import Images, Labels
 from pipeline.errors import DataError
 
 FILE = "digits.csv"

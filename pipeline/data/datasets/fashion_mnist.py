@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.shards import Images, Labels
+from pipeline.data.manifest import Images, Labels
 from pipeline.errors import DataError
 
 PACKAGE = "dataset-fashion-mnist"

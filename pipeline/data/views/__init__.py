@@ -1,0 +1,1 @@
+"""What training sees of a sample: augmentation."""

@@ -1,0 +1,1 @@
+"""Load: sent, measured and reported, and the serving settings found with it."""

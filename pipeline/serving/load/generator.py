@@ -1,6 +1,6 @@
 """The load generator's own process: requests go out as a plan says, and each answer is timed.
 
-Started by `pipeline.serving.load.measure` as ``python -m pipeline.serving.load.generator PLAN``. It connects, prints a line, waits
+Started by `pipeline.serving.load.processes` as ``python -m pipeline.serving.load.generator PLAN``. It connects, prints a line, waits
 until it is told when to begin, prints a line (JSON) at the end of each window, and last a line with all it has seen. It
 ends by itself after the last window, or when its standard input is closed. Knows the standard library alone, so that it
 starts at once and leaves the processor to the server.

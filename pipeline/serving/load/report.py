@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.serving.load.measure import Closed, LoadResult
+from pipeline.serving.load.result import Closed, LoadResult
 from pipeline.serving.load.sweep import Sweep
 from pipeline.serving.load.tuning import Trial, Tuning, in_words
 

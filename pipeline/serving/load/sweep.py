@@ -15,17 +15,20 @@ from numpy.typing import NDArray
 from pipeline.errors import FlyweightError, near_miss
 from pipeline.machine import places
 from pipeline.progress.events import report
-from pipeline.serving.load import measure as load
 from pipeline.serving.load.knee import knee
-from pipeline.serving.load.measure import Closed, LoadResult, Open
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.load.measure import run
+from pipeline.serving.load.processes import WINDOWS, Watch
+from pipeline.serving.load.requests import zeros
+from pipeline.serving.load.result import Closed, LoadResult, Open
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
 """Requests in flight of a sweep that was not told otherwise."""
-_PATIENCE = 2 * load.WINDOWS
+_PATIENCE = 2 * WINDOWS
 _WARMUP_SECONDS = 1.0
 _SILENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
-Measure: TypeAlias = Callable[[Closed | Open, load.Watch], LoadResult]
+Measure: TypeAlias = Callable[[Closed | Open, Watch], LoadResult]
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ def sweep(loads: Sequence[Closed | Open], measure: Measure) -> Sweep:
 def measured(model: str, inputs: Mapping[str, NDArray], seconds: float, url: str) -> Measure:
     """Return what puts one load on a served model, with a warm-up and patience for an unstable measurement."""
 
-    def measure(one: Closed | Open, watch: load.Watch) -> LoadResult:
-        return load.run(model, "", inputs, one, seconds, url, _WARMUP_SECONDS, _PATIENCE, watch=watch)
+    def measure(one: Closed | Open, watch: Watch) -> LoadResult:
+        return run(model, "", inputs, one, seconds, url, _WARMUP_SECONDS, _PATIENCE, watch=watch)
 
     return measure
 
@@ -93,7 +96,7 @@ def inputs_of(metadata: Any, images: NDArray[np.uint8] | None) -> dict[str, NDAr
     Raises `FlyweightError` where the model does not take such images.
     """
     if images is None:
-        return load.zeros(metadata)
+        return zeros(metadata)
     shapes = [list(tensor.shape) for tensor in metadata.inputs]
     wanted = [-1, *images.shape[1:]]
     if (

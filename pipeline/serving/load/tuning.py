@@ -35,7 +35,7 @@ LEAST_GAIN = 1.02
 
 
 class Figures(Protocol):
-    """What a measurement says; `load.LoadResult` is one."""
+    """What a measurement says; `LoadResult` is one."""
 
     @property
     def throughput(self) -> float:

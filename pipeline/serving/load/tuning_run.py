@@ -12,13 +12,13 @@ from typing import Any
 
 from pipeline.errors import FlyweightError, PromotionError, near_miss
 from pipeline.machine import places
-from pipeline.serving.load import measure as load
-from pipeline.serving.load import tuning
-from pipeline.serving.load.measure import Closed
+from pipeline.serving.load import report, tuning
+from pipeline.serving.load.measure import run
+from pipeline.serving.load.result import Closed
 from pipeline.serving.load.sweep import finite
 from pipeline.serving.load.tuning import TUNED, Figures, Trial, Tuning
-from pipeline.serving.triton import artifact as onnx_artifact
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import artifact as artifacts
+from pipeline.serving.triton import repository
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
@@ -33,15 +33,15 @@ _LONGEST_NAME = 40
 def promoted(model: str) -> Artifact:
     """Return the newest version of `model` that Triton is told to serve, as an artifact. Raises `FlyweightError`."""
     directory = places.triton_repository() / model
-    versions = files.served_versions(directory)
-    file = directory / str(versions[-1]) / files.MODEL_FILE if versions else directory
+    versions = repository.served_versions(directory)
+    file = directory / str(versions[-1]) / repository.MODEL_FILE if versions else directory
     if not file.is_file():
-        there = sorted(path.parent.name for path in places.triton_repository().glob(f"*/{files.CONFIG_FILE}"))
+        there = sorted(path.parent.name for path in places.triton_repository().glob(f"*/{repository.CONFIG_FILE}"))
         raise FlyweightError(
             f"{model!r} has not been promoted into {places.triton_repository()}; it holds: {', '.join(there) or 'nothing'}"
             f"{near_miss(model, there)}. Promote it first, or name a file with --onnx"
         )
-    return onnx_artifact.from_file(file)
+    return artifacts.from_file(file)
 
 
 def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifact, seconds: float) -> Tuning:
@@ -59,12 +59,12 @@ def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifac
         TritonError: the server cannot be reached.
     """
     trial = replace(artifact, candidate="trial")
-    inputs = onnx_artifact.made_up(artifact.spec, _ROWS)
+    inputs = artifacts.made_up(artifact.spec, _ROWS)
     if not artifact.spec.batched:
         inputs = {name: array[None] for name, array in inputs.items()}
 
     def measure(name: str) -> Figures:
-        return load.run(name, "", inputs, Closed(budget.at_concurrency), seconds, warmup=_WARMUP_SECONDS)
+        return run(name, "", inputs, Closed(budget.at_concurrency), seconds, warmup=_WARMUP_SECONDS)
 
     with Client() as client:
 
@@ -102,7 +102,6 @@ def values(serving: Serving) -> dict[str, int]:
 def write(found: Tuning, directory: Path) -> None:
     """Write tuning.json, tuning.md (the table) and tuning.png into `directory`."""
     from pipeline.report import plots
-    from pipeline.serving.load import report
 
     facts = {
         "load": found.load,

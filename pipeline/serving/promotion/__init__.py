@@ -1,0 +1,1 @@
+"""Change what is live, step by step, each step in the ledger."""

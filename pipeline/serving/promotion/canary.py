@@ -41,8 +41,9 @@ from pipeline.serving.promotion.relay import Relay, Tensors, Wanted
 from pipeline.serving.promotion.sequential import Limit
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import Answer, TritonError
+from pipeline.serving.triton.calls import Answer
 from pipeline.serving.triton.control import is_reachable
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Promote
 
 _THREADS = 2

@@ -14,8 +14,8 @@ from pipeline.machine import places
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import READY, Control, states
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import GOLDEN_FILE
 
 RESTART = "restart Triton (`flyweight down`, `flyweight up`): what is on disk is right, and a restart serves it"
@@ -118,7 +118,8 @@ class Change:
         model = directory / (files.PLAN_FILE if engine else files.MODEL_FILE)
         wanted = manifest["plan_sha256" if engine else "sha256"]
         python = files.read_config(directory / files.CONFIG_FILE).backend == "python"
-        for path in (model, *([directory / files.BACKEND.name] if python else [])):
+        backend = manifest.get("backend", [files.BACKEND.name]) if python else []  # older versions have model.py alone
+        for path in (model, *(directory / name for name in backend)):
             if not path.is_file():
                 return f"{path} is missing"
         found = sha256(model)

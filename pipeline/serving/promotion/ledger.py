@@ -1,4 +1,4 @@
-"""The ledger of promotions: one JSON line for each step, on disk before the next step begins. And one lock a model.
+"""The ledger of promotions: one JSON line for each step, on disk before the next step begins.
 
 The ledger is the truth of what is to serve: the version that was last verified, or that was decided to go back to. The
 repository is what a restart would serve. Where they differ a change was interrupted, and the next one mends it first.
@@ -6,11 +6,9 @@ repository is what a restart would serve. Where they differ a change was interru
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -119,21 +117,6 @@ class Ledger:
     def has_served(self) -> set[int]:
         """Return every version that was verified at some time."""
         return {int(entry["version"]) for entry in self.entries() if entry["step"] == VERIFIED}
-
-
-@contextlib.contextmanager
-def lock(model: str) -> Iterator[None]:
-    """Hold the lock of `model`; it goes with the process, however that ends. Raises `BlockingIOError` if another has it."""
-    path = places.serving() / "lock" / model
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"another process is changing what {model} serves; try again when it is done"
-            ) from error
-        yield
 
 
 def _after(entries: list[dict[str, Any]], steps: set[str]) -> list[dict[str, Any]]:

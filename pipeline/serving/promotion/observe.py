@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.progress.events import report
 from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.probes import Probes
-from pipeline.serving.triton.client import Served
+from pipeline.serving.triton.calls import Served
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import Golden
 from pipeline.settings.schema import Promote
@@ -52,7 +52,7 @@ def observe(
         if passed > looks * _LOOK_SECONDS:
             looks += 1
             found = _breach(seen, before, limit, live, _spend(looks))
-            report("observed seconds", done=round(passed), total=round(config.observe_s))
+            report("observed seconds", done=round(passed, 1), total=config.observe_s, step=looks)
     live = _since(start, control.served(model).get(version, _NOTHING))
     found = found or (_breach(seen, before, limit, live, _spend(looks + 1)) if number else None)
     mean = {"mean_ms": round(1e3 * live.seconds / live.answered, 3)} if live.answered else {}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from pipeline.errors import PromotionError
-from pipeline.settings.schema import ROOT
+from pipeline.machine import workspace
 
 _TAIL_LINES = 3
 
@@ -45,7 +45,7 @@ def answers(onnx: Path, inputs: Mapping[str, NDArray], threads: int, timeout: fl
             "pipeline.serving.promotion.preflight",
             *map(str, (onnx, asked, answered, threads)),
         ]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(workspace.SOURCE), os.environ.get("PYTHONPATH", "")])
         try:
             done = subprocess.run(
                 command,

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.serving.promotion.drift import drift
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import Control, is_reachable
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.settings.schema import Promote
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ModelError, PromotionError
+from pipeline.files import sync
 from pipeline.machine import places
 from pipeline.protocols import Registry
 from pipeline.serving.promotion import canary, ledger, preflight, probes
@@ -36,8 +37,8 @@ from pipeline.serving.promotion.probes import Probes
 from pipeline.serving.promotion.repair import mend_or_raise
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import Control, is_reachable, wait_until_gone
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
 from pipeline.serving.triton.lint import lint
 from pipeline.serving.triton.repository import Artifact
@@ -89,7 +90,7 @@ def promote(
     """
     model = serving.model
     files.check_name(model)
-    with ledger.lock(model), disk.explained(model):
+    with disk.lock(model), disk.explained(model):
         change = Change(model, control, config.load_timeout_s)
         attested = artifact.sha256 if files.attests(serving) else None
         mend_or_raise(change)
@@ -210,7 +211,7 @@ def _stage(change: Change, artifact: Artifact, serving: Serving, demanded: Golde
     lint(artifact, serving)
     directory = place / str(version)
     golden.save(directory / GOLDEN_FILE, demanded)
-    files.sync([directory / GOLDEN_FILE, directory])
+    sync([directory / GOLDEN_FILE, directory])
     change.ledger.append(ledger.STAGED, version=version)
     return directory
 

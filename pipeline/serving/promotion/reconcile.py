@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PromotionError
+from pipeline.files import sync
 from pipeline.protocols import Registry
 from pipeline.serving.promotion import ledger
 from pipeline.serving.promotion.change import Change
@@ -47,7 +48,7 @@ def reconcile(serving: Serving, registry: Registry, control: Control, config: Pr
     """
     model = serving.model
     files.check_name(model)
-    with ledger.lock(model), disk.explained(model):
+    with disk.lock(model), disk.explained(model):
         change = Change(model, control, config.load_timeout_s)
         found = [*_restore(change, serving, registry), *mend(change)]
         version = change.serves()
@@ -88,7 +89,7 @@ def _fetch(change: Change, serving: Serving, registry: Registry, version: int) -
         files.write_version(fresh, pulled.artifact, serving, version)
         _keep_config(change, version, fresh)
         golden.save(fresh / GOLDEN_FILE, pulled.golden)
-        files.sync([fresh / GOLDEN_FILE, fresh])
+        sync([fresh / GOLDEN_FILE, fresh])
         place = change.version_directory(version)
         if place.exists():
             disk.remove(place)

@@ -1,31 +1,28 @@
-"""The promoter's end of a test on live requests: what the champion's copies hand over, and what goes back to them.
+"""The promoter's end of a test on live requests: what the champion's instances hand over, and what goes back to them.
 
-The champion's `model.py` connects to a socket beside the repository while there is one (`Sampler` there, which describes
-the messages). Nothing is written into the repository, and nothing outlives this process: when it ends, however it ends, the
-connections close, and the champion answers all of its requests again.
+The champion's `Sampler` connects to a socket beside the repository while there is one (`flyweight_messages` describes what
+is exchanged). Nothing is written into the repository, and nothing outlives this process: when it ends, however it ends,
+the connections close, and the champion answers all of its requests again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import socket
-import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.machine import places
+from pipeline.serving.triton.backend.flyweight_messages import receive_message, send_message
 
 Tensors: TypeAlias = Mapping[str, NDArray]
-_LENGTHS = struct.Struct("<IQ")
 _ACCEPT_SECONDS = 0.1
 
 
@@ -145,34 +142,3 @@ class _Copy:
     def send(self, text: Mapping[str, Any], tensors: Tensors | None = None) -> None:
         with self._lock:
             send_message(self.connection, text, tensors or {})
-
-
-def send_message(connection: socket.socket, text: Mapping[str, Any], tensors: Tensors) -> None:
-    """Send one message; model.py, which cannot import this, has the same. Raises `OSError`."""
-    listed = [[name, array.dtype.str, array.shape] for name, array in tensors.items()]
-    head = json.dumps({**text, "tensors": listed}).encode()
-    body = b"".join(array.tobytes() for array in tensors.values())
-    connection.sendall(_LENGTHS.pack(len(head), len(body)) + head + body)
-
-
-def receive_message(connection: socket.socket) -> tuple[dict[str, Any], dict[str, NDArray]]:
-    """Return the next message. Raises `OSError`, `EOFError` at the end."""
-    head, body = _LENGTHS.unpack(_receive(connection, _LENGTHS.size))
-    text = json.loads(_receive(connection, head))
-    content, start, tensors = _receive(connection, body), 0, {}
-    for name, dtype, shape in text.pop("tensors"):
-        count = int(np.prod(shape))
-        tensors[name] = np.frombuffer(content, dtype, count, start).reshape(shape)
-        start += count * np.dtype(dtype).itemsize
-    return text, tensors
-
-
-def _receive(connection: socket.socket, size: int) -> bytearray:
-    found = bytearray(size)
-    view, got = memoryview(found), 0
-    while got < size:
-        count = connection.recv_into(view[got:])
-        if not count:
-            raise EOFError("the other side has ended it")
-        got += count
-    return found

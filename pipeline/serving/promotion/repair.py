@@ -15,8 +15,8 @@ from pipeline.serving.promotion.ledger import MENDED
 from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
-from pipeline.serving.triton.control import busy, is_reachable, states
+from pipeline.serving.triton.control import busy, is_reachable
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models
 
 
@@ -162,9 +162,3 @@ def _never_served(change: Change, version: int) -> Iterator[Finding]:
 
 def _has_config(change: Change) -> bool:
     return (places.triton_repository() / change.model / files.CONFIG_FILE).is_file()
-
-
-def state_text(change: Change, version: int) -> str:
-    """Return in one sentence what serves, for a person."""
-    loaded = ", ".join(f"{number} {state}" for number, state in sorted(states(change.control, change.model).items()))
-    return f"{change.model} serves version {version} (in Triton: {loaded or 'nothing'})"

@@ -22,7 +22,7 @@ def gc(model: str, control: Control, load_timeout: float = 60.0) -> dict[int, in
         BlockingIOError: another process is changing this model.
     """
     files.check_name(model)
-    with ledger.lock(model), disk.explained(model):
+    with disk.lock(model), disk.explained(model):
         change = Change(model, control, load_timeout)
         mend_or_raise(change)
         keep = needed(change)

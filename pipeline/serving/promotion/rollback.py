@@ -7,10 +7,10 @@ import time
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import ledger
 from pipeline.serving.promotion.change import RESTART, Change
+from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import Control
-from pipeline.serving.triton.disk import explained
+from pipeline.serving.triton.errors import TritonError
 
 
 def rollback(model: str, control: Control, load_timeout: float = 60.0) -> int:
@@ -25,7 +25,7 @@ def rollback(model: str, control: Control, load_timeout: float = 60.0) -> int:
         BlockingIOError: another process is changing this model.
     """
     files.check_name(model)
-    with ledger.lock(model), explained(model):
+    with disk.lock(model), disk.explained(model):
         change = Change(model, control, load_timeout)
         begin = time.perf_counter()
         present, target = _target(change)

@@ -1,0 +1,1 @@
+"""Triton itself: its clients, its repository and the local server."""

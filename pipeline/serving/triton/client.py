@@ -1,76 +1,32 @@
 """Asking Triton over gRPC: predictions, attested hashes, and the control of models.
 
-`Client` waits for each answer, `AsyncClient` does not. Every call has a deadline. What goes wrong is a `TritonError` whose
-`status` is gRPC's name for it and whose message says what was asked of whom; it is no `FlyweightError`, as another try may
-pass. By itself a client tries again only where nothing can have reached the server, and what it was told to repeat.
+`Client` waits for each answer; `AsyncClient` (`aio`) does not. Every call has a deadline. What goes wrong is a
+`TritonError` whose `status` is gRPC's name for it and whose message says what was asked of whom; it is no
+`FlyweightError`, as another try may pass. On its own a client tries again only where nothing can have reached the server,
+and what it was asked to repeat.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from pipeline.errors import DataError
 from pipeline.machine import places
-from pipeline.serving.triton import server, tls
+from pipeline.serving.triton import calls, errors, server, tls
+from pipeline.serving.triton.calls import Answer, Served
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import ATTEST, ATTESTED
 from pipeline.serving.triton.shared_memory import Region
-
-_KEEP_ALIVE = triton.KeepAliveOptions(keepalive_time_ms=3 * server.PING_MS, keepalive_timeout_ms=10_000)
-"""While a call is under way the server is asked every 30 s whether it is there; a machine that has vanished sends no end."""
-_UNSENT = re.compile(r"failed to connect|connection refused|name resolution|DNS", re.IGNORECASE)
-"""What gRPC says where it had no connection, so that nothing was sent."""
-_LOST = re.compile(
-    r"socket closed|connection (reset|aborted)|broken pipe|goaway|stream removed|ping timeout", re.IGNORECASE
-)
-"""What gRPC says where the connection ended under way: the server may have worked on it, or not."""
-_FIRST_PAUSE_SECONDS = 0.05
-
-
-class TritonError(Exception):
-    """Triton did not do what was asked.
-
-    Args:
-        message: what was asked, of whom, and what came back.
-        status: gRPC's name of the status, such as ``NOT_FOUND``.
-    """
-
-    def __init__(self, message: str, status: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said."""
-
-    outputs: Mapping[str, NDArray]
-    version: int
-    """The version that answered."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """What one version has answered since it was loaded, by Triton's own count."""
-
-    answered: int
-    """Requests."""
-    failed: int
-    seconds: float
-    """From arrival to answer, summed over the answered requests."""
 
 
 class Client:
@@ -92,7 +48,7 @@ class Client:
         self.timeout = timeout
         self.retries = retries
         self._client: Any = triton.InferenceServerClient(
-            self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options()
+            self.url, keepalive_options=calls.KEEP_ALIVE, **tls.client_options()
         )
         self._region = Region(self._client) if shared_memory else None
 
@@ -139,20 +95,20 @@ class Client:
         result = self._call(
             f"an answer of {model}",
             self._client.infer,
-            repeat=_LOST,
+            repeat=errors.LOST,
             model_name=model,
-            inputs=_tensors(inputs, self._region),
+            inputs=calls.tensors(inputs, self._region),
             model_version=version,
             parameters={ATTEST: True} if attest else None,
         )
-        return _answer(result)
+        return calls.answer(result)
 
     def infer_rows(self, model: str, inputs: Mapping[str, NDArray], rows: int = 64, version: str = "") -> Answer:
         """Return the answers to any number of rows, asked in requests of at most `rows`, put together again.
 
         Raises `TritonError`, also where the served version changed between two of the requests: with status ``ABORTED``.
         """
-        return _joined(model, [self.infer(model, part, version) for part in _parts(inputs, rows)])
+        return calls.joined(model, [self.infer(model, part, version) for part in calls.parts(inputs, rows)])
 
     def predict(self, model: str, images: NDArray[np.uint8], version: str = "") -> NDArray[np.float32]:
         """Return the first output, such as logits (N, classes), for raw `images` (N, C, H, W)."""
@@ -231,94 +187,14 @@ class Client:
     ) -> Any:
         """Call `method` until it answers, the deadline has passed, or it fails as may not be repeated."""
         end = time.monotonic() + (timeout or self.timeout)
-        for pause in _pauses(self.retries):
+        for pause in calls.pauses(self.retries):
             try:
                 return method(client_timeout=max(0.001, end - time.monotonic()), **arguments)
             except InferenceServerException as error:
-                if pause is None or not _repeatable(error, repeat) or time.monotonic() + pause > end:
-                    raise _triton_error(what, self.url, error) from error
+                if pause is None or not errors.repeatable(error, repeat) or time.monotonic() + pause > end:
+                    raise errors.translated(what, self.url, error) from error
             time.sleep(pause)
         raise AssertionError("the last pause is None")
-
-
-class AsyncClient:
-    """One gRPC connection to Triton for many requests at once in one event loop; made and used inside it.
-
-    Args:
-        url, timeout, retries: as of `Client`.
-    """
-
-    def __init__(self, url: str | None = None, timeout: float = 10.0, *, retries: int = 0) -> None:
-        self.url = url or places.triton_grpc()
-        self.timeout = timeout
-        self.retries = retries
-        self._client = triton_aio.InferenceServerClient(self.url, keepalive_options=_KEEP_ALIVE, **tls.client_options())
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Let go of the connection."""
-        await self._client.close()
-
-    async def ready(self, model: str, version: str = "") -> bool:
-        """Return whether a model, or one version of it, is ready to answer."""
-        try:
-            return bool(await self._client.is_model_ready(model, version, client_timeout=self.timeout))
-        except InferenceServerException:
-            return False
-
-    async def infer(self, model: str, inputs: Mapping[str, NDArray], version: str = "") -> Answer:
-        """Return the answer to `inputs`, as `Client.infer` does. Raises `TritonError`."""
-        end = time.monotonic() + self.timeout
-        tensors = _tensors(inputs)
-        for pause in _pauses(self.retries):
-            try:
-                left = max(0.001, end - time.monotonic())
-                return _answer(await self._client.infer(model, tensors, version, client_timeout=left))
-            except InferenceServerException as error:
-                if pause is None or not _repeatable(error, _LOST) or time.monotonic() + pause > end:
-                    raise _triton_error(f"an answer of {model}", self.url, error) from error
-            await asyncio.sleep(pause)
-        raise AssertionError("the last pause is None")
-
-    async def infer_rows(
-        self, model: str, inputs: Mapping[str, NDArray], rows: int = 16, in_flight: int = 8, version: str = ""
-    ) -> Answer:
-        """Return the answers to any number of rows, as `Client.infer_rows` does, with some requests under way at once."""
-        free = asyncio.Semaphore(in_flight)
-
-        async def ask(part: Mapping[str, NDArray]) -> Answer:
-            async with free:
-                return await self.infer(model, part, version)
-
-        return _joined(model, await asyncio.gather(*map(ask, _parts(inputs, rows))))
-
-
-class TritonRunner:
-    """A served model behind the calling convention of `pipeline.runners.runner`.
-
-    Args:
-        model: its name.
-        version: of the model; the highest that is served if empty.
-        url: ``host:port`` of Triton.
-    """
-
-    def __init__(self, model: str, version: str = "", url: str | None = None) -> None:
-        self.name = f"triton:{model}"
-        self._model, self._version = model, version
-        self._client = Client(url)
-
-    def __call__(self, inputs: Mapping[str, NDArray]) -> Mapping[str, NDArray]:
-        """Named batched arrays in, named batched arrays out. Raises `TritonError`."""
-        return self._client.infer(self._model, inputs, self._version).outputs
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._client.close()
 
 
 def load_image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -355,69 +231,6 @@ def classify(paths: Sequence[Path], model: str, url: str | None = None) -> list[
             best = int(shares.argmax())
             found.append((labels[best], float(shares[best] / shares.sum()), answer.version))
         return found
-
-
-def _tensors(inputs: Mapping[str, NDArray], region: Region | None = None) -> list[Any]:
-    """Return `inputs` as tritonclient's tensors; what no tensor of Triton can hold is a `TypeError`."""
-    tensors = []
-    for name, array in inputs.items():
-        datatype = np_to_triton_dtype(array.dtype)
-        if datatype is None:
-            raise TypeError(f"input {name!r} is an array of {array.dtype}, which Triton does not know")
-        tensors.append(triton.InferInput(name, array.shape, datatype))
-    if region is None:
-        for tensor, array in zip(tensors, inputs.values(), strict=True):
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-        return tensors
-    for tensor, (name, size, start) in zip(tensors, region.place(inputs), strict=True):
-        tensor.set_shared_memory(name, size, offset=start)
-    return tensors
-
-
-def _answer(result: Any) -> Answer:
-    response = result.get_response()
-    outputs = {output.name: result.as_numpy(output.name) for output in response.outputs}
-    return Answer(outputs, int(response.model_version))
-
-
-def _parts(inputs: Mapping[str, NDArray], rows: int) -> Iterator[Mapping[str, NDArray]]:
-    """Yield `inputs` in parts of at most `rows` rows."""
-    for start in range(0, len(next(iter(inputs.values()))), rows):
-        yield {name: array[start : start + rows] for name, array in inputs.items()}
-
-
-def _joined(model: str, answers: Sequence[Answer]) -> Answer:
-    """Return several answers of one version as one."""
-    versions = {answer.version for answer in answers}
-    if len(versions) != 1:
-        raise TritonError(
-            f"{model} changed from version {min(versions)} to {max(versions)} under way: ask again, or name a version",
-            "ABORTED",
-        )
-    names = answers[0].outputs
-    return Answer(
-        {name: np.concatenate([answer.outputs[name] for answer in answers]) for name in names}, versions.pop()
-    )
-
-
-def _pauses(retries: int) -> Iterator[float | None]:
-    """Yield how long to wait after each try, at random up to a bound that doubles; None after the last."""
-    for attempt in range(retries):
-        yield random.uniform(0.5, 1.0) * _FIRST_PAUSE_SECONDS * 2**attempt  # noqa: S311
-    yield None
-
-
-def _repeatable(error: InferenceServerException, repeat: re.Pattern[str] | None) -> bool:
-    """Return whether a call that failed so may be made again: nothing was sent, or what failed matches `repeat`."""
-    if not str(error.status()).endswith("UNAVAILABLE"):
-        return False
-    said = str(error.message())
-    return bool(_UNSENT.search(said) or (repeat is not None and repeat.search(said)))
-
-
-def _triton_error(what: str, url: str, error: InferenceServerException) -> TritonError:
-    status = str(error.status() or "UNKNOWN").removeprefix("StatusCode.")
-    return TritonError(f"{what}: Triton at {url} says {status}: {error.message()}", status)
 
 
 def _control() -> dict[str, str]:

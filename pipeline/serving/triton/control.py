@@ -8,7 +8,8 @@ from typing import Protocol
 
 from numpy.typing import NDArray
 
-from pipeline.serving.triton.client import Answer, Served, TritonError
+from pipeline.serving.triton.calls import Answer, Served
+from pipeline.serving.triton.errors import TritonError
 
 READY = "READY"
 _BUSY = {"LOADING", "UNLOADING"}

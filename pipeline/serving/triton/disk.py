@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import PromotionError
+from pipeline.files import lock as lock_file
+from pipeline.files import move_over, sync
 from pipeline.machine import places
-from pipeline.serving.triton.repository import sync
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -24,6 +25,14 @@ _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 def staging() -> Path:
     """Return where new files are made: outside the repository, as Triton takes any directory in it for a model."""
     return places.serving() / "staging"
+
+
+@contextlib.contextmanager
+def lock(model: str) -> Iterator[None]:
+    """Hold the lock of `model`, under which alone it is changed. Raises `BlockingIOError` if another process has it."""
+    refusal = f"another process is changing what {model} serves; try again when it is done"
+    with lock_file(places.serving() / "lock" / model, refusal):
+        yield
 
 
 @contextlib.contextmanager
@@ -46,9 +55,7 @@ def replace(target: Path, text: str) -> None:
     with scratch() as room:
         new = room / target.name
         new.write_text(text, encoding="utf-8")
-        sync([new])
-        os.replace(new, target)  # noqa: PTH105
-    sync([target.parent])
+        move_over(new, target)
 
 
 def remove(directory: Path) -> None:

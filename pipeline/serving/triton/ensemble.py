@@ -5,22 +5,21 @@ An ensemble has no bytes of its own, so it is not promoted: its steps are. It an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from tritonclient.grpc.model_config_pb2 import DataType
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from pipeline.errors import PromotionError
+from pipeline.files import sync
 from pipeline.machine import places
-from pipeline.serving.promotion.ledger import lock
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.control import READY, Control, states
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings import yaml12
 
 _PLATFORM = "ensemble"
@@ -82,15 +81,15 @@ def config_pbtxt(steps: Sequence[Step], configs: Mapping[str, Any]) -> str:
                 )
             given[ours.name] = ours
     results = [tensor for name, tensor in given.items() if name not in used]
-    lines = [
-        f'platform: "{_PLATFORM}"',
-        f"max_batch_size: {batch}",
-        *(_line("input", tensor) for tensor in taken.values()),
-        *(_line("output", tensor) for tensor in results),
-        f"ensemble_scheduling {{ {' '.join(map(_step, steps))} }}",
-        "version_policy { specific { versions: [ 1 ] } }",
-    ]
-    return "\n".join(lines) + "\n"
+    config = ModelConfig(platform=_PLATFORM, max_batch_size=batch)
+    for kind, tensors in ((config.input, taken.values()), (config.output, results)):
+        for tensor in tensors:
+            kind.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    for step in steps:
+        config.ensemble_scheduling.step.add(
+            model_name=step.model, model_version=-1, input_map=step.inputs, output_map=step.outputs
+        )
+    return files.config_text(config, [1])
 
 
 def publish(name: str, steps: Sequence[Step], control: Control, load_timeout: float = 60.0) -> None:
@@ -104,7 +103,7 @@ def publish(name: str, steps: Sequence[Step], control: Control, load_timeout: fl
     files.check_name(name)
     directory = places.triton_repository() / name
     config_file = directory / files.CONFIG_FILE
-    with lock(name), disk.explained(name):
+    with disk.lock(name), disk.explained(name):
         before = config_file.read_text(encoding="utf-8") if config_file.exists() else None
         if before is not None and files.read_config(config_file).platform != _PLATFORM:
             raise PromotionError(f"{name} is a model that was promoted: give the ensemble another name")
@@ -113,7 +112,7 @@ def publish(name: str, steps: Sequence[Step], control: Control, load_timeout: fl
             with disk.scratch() as room:
                 (room / name / "1").mkdir(parents=True)
                 (room / name / files.CONFIG_FILE).write_text(text, encoding="utf-8")
-                files.sync([room / name / files.CONFIG_FILE, room / name / "1", room / name])
+                sync([room / name / files.CONFIG_FILE, room / name / "1", room / name])
                 disk.rename(room / name, directory)
         else:
             disk.replace(config_file, text)
@@ -182,20 +181,6 @@ def _batch(steps: Sequence[Step], configs: Mapping[str, Any]) -> int:
             f"{', '.join(alone)} has no batch axis and the other steps have one: they cannot be joined"
         )
     return min(sizes.values())
-
-
-def _line(kind: str, tensor: _Tensor) -> str:
-    dims = ", ".join(map(str, tensor.dims))
-    return f"{kind} {{ name: {json.dumps(tensor.name)} data_type: {DataType.Name(tensor.data_type)} dims: [ {dims} ] }}"
-
-
-def _step(step: Step) -> str:
-    maps = [
-        f"{kind}_map {{ key: {json.dumps(theirs)} value: {json.dumps(ours)} }}"
-        for kind, names in (("input", step.inputs), ("output", step.outputs))
-        for theirs, ours in names.items()
-    ]
-    return f"step {{ model_name: {json.dumps(step.model)} model_version: -1 {' '.join(maps)} }}"
 
 
 def _say(tensor: _Tensor) -> str:

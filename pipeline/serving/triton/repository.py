@@ -6,25 +6,37 @@ Nothing here speaks to Triton or changes what is served; `promotion` does.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import (
+    TYPE_UINT8,
+    DataType,
+    ModelConfig,
+    ModelDynamicBatching,
+    ModelInput,
+    ModelInstanceGroup,
+    ModelOutput,
+    ModelParameter,
+    ModelQueuePolicy,
+    ModelWarmup,
+)
 
 from pipeline.errors import PromotionError
-from pipeline.files import sha256
+from pipeline.files import sha256, sync
 from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.records.candidates import load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
 from pipeline.settings.schema import Serving
 
 BACKEND = Path(__file__).parent / "backend" / "model.py"
+BESIDE_BACKEND = tuple(sorted(BACKEND.parent.glob("flyweight_*.py")))
+"""What model.py imports: Triton looks for it in the directory of the version first."""
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MANIFEST_FILE = "manifest.json"
@@ -89,20 +101,31 @@ def config_pbtxt(spec: ModelSpec, serving: Serving, versions: Sequence[int]) -> 
     batch are answered before the model counts as ready, so that no client waits for first allocations. What a request
     gets to know of the served bytes (`ATTESTED`) only our own model.py can say, so the native backends lack that output.
     """
-    lines = [
-        f'backend: "{serving.backend}"',
-        f"max_batch_size: {serving.max_batch_size if spec.batched else 0}",
-        *(_tensor("input", tensor, spec) for tensor in spec.inputs),
-        *(_tensor("output", tensor, spec) for tensor in spec.outputs),
-        *([_attested(spec)] if attests(serving) else []),
-        _instance_group(serving),
-        *([_dynamic_batching(serving)] if spec.batched else []),
-        *(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in _parameters(serving)),
-        *(["response_cache { enable: true }"] if serving.response_cache else []),
-        *(_warmup(spec, size) for size in _warmup_sizes(spec, serving)),
-        f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}",
-    ]
-    return "\n".join(lines) + "\n"
+    config = ModelConfig(
+        backend=serving.backend,
+        max_batch_size=serving.max_batch_size if spec.batched else 0,
+        input=[_input(tensor, spec) for tensor in spec.inputs],
+        output=[_output(tensor, spec) for tensor in spec.outputs],
+        instance_group=[_instance_group(serving)],
+        parameters={key: ModelParameter(string_value=value) for key, value in _parameters(serving)},
+        model_warmup=[_warmup(spec, size) for size in _warmup_sizes(spec, serving)],
+    )
+    if attests(serving):
+        config.output.add(name=ATTESTED, data_type=TYPE_UINT8, dims=[32] if spec.batched else [1, 32])
+    if spec.batched:
+        config.dynamic_batching.CopyFrom(_dynamic_batching(serving))
+    if serving.response_cache:
+        config.response_cache.enable = True
+    return config_text(config, versions)
+
+
+def config_text(config: Any, versions: Sequence[int]) -> str:
+    """Return the text of a `config.pbtxt` that says what `config` (protobuf ModelConfig) says and serves `versions`."""
+    whole = ModelConfig()
+    whole.CopyFrom(config)
+    whole.version_policy.specific.ClearField("versions")
+    whole.version_policy.specific.versions.extend(sorted(versions))
+    return str(text_format.MessageToString(whole))
 
 
 def attests(serving: Serving) -> bool:
@@ -141,13 +164,15 @@ def write_version(directory: Path, artifact: Artifact, serving: Serving, version
     The copy is hashed, not the original: what Triton will read is what was promised.
     """
     directory.mkdir(parents=True)
-    manifest = {"sha256": artifact.sha256, "candidate": artifact.candidate, "version": version}
+    manifest: dict[str, Any] = {"sha256": artifact.sha256, "candidate": artifact.candidate, "version": version}
     if serving.backend == "tensorrt":
         manifest["plan_sha256"] = _copy_plan(artifact, directory / PLAN_FILE)
     else:
         _copy(artifact.onnx, directory / MODEL_FILE, artifact.sha256, artifact.candidate)
     if serving.backend == "python":
-        shutil.copyfile(BACKEND, directory / BACKEND.name)
+        for source in (BACKEND, *BESIDE_BACKEND):
+            shutil.copyfile(source, directory / source.name)
+        manifest["backend"] = [source.name for source in (BACKEND, *BESIDE_BACKEND)]
         # The Python backend writes its cache beside model.py, which Triton takes for a new version of the model; a file
         # in the cache's place keeps it away.
         (directory / "__pycache__").touch()
@@ -183,20 +208,8 @@ def same_interface(one: Path, other: Path) -> bool:
 
 
 def with_versions(config_file: Path, versions: Sequence[int]) -> str:
-    """Return the text of `config_file` with its last line, the version policy, naming `versions`."""
-    *body, _ = config_file.read_text(encoding="utf-8").splitlines()
-    policy = f"version_policy {{ specific {{ versions: [ {', '.join(map(str, sorted(versions)))} ] }} }}"
-    return "\n".join([*body, policy]) + "\n"
-
-
-def sync(paths: Iterable[Path]) -> None:
-    """Bring files and directories to the disk (fsync), so that a rename that follows never outruns them."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Return the text of `config_file` with a version policy that names `versions`."""
+    return config_text(read_config(config_file), versions)
 
 
 def _copy(source: Path, target: Path, promised: str, candidate: str) -> None:
@@ -221,50 +234,57 @@ def _copy_plan(artifact: Artifact, target: Path) -> str:
     return promised
 
 
-def _tensor(kind: str, tensor: TensorSpec, spec: ModelSpec) -> str:
-    # Triton knows no tensor without axes: clients see one of length 1, which it takes away again where there is a batch
-    # axis, and model.py where there is none.
-    dims = ", ".join(map(str, tensor.shape or (1,)))
-    reshape = " reshape { shape: [ ] }" if spec.batched and not tensor.shape else ""
-    label = f' label_filename: "{LABELS_FILE}"' if spec.labels and tensor is spec.outputs[0] else ""
-    return f"{kind} {{ name: {json.dumps(tensor.name)} data_type: {TYPES[tensor.dtype]} dims: [ {dims} ]{reshape}{label} }}"
+def _input(tensor: TensorSpec, spec: ModelSpec) -> ModelInput:
+    return _shaped(ModelInput(name=tensor.name, data_type=DataType.Value(TYPES[tensor.dtype])), tensor, spec)
 
 
-def _attested(spec: ModelSpec) -> str:
-    """The output that holds the hash: a row for each row of a batch, or one row."""
-    return f'output {{ name: "{ATTESTED}" data_type: TYPE_UINT8 dims: [ {"32" if spec.batched else "1, 32"} ] }}'
+def _output(tensor: TensorSpec, spec: ModelSpec) -> ModelOutput:
+    made = ModelOutput(name=tensor.name, data_type=DataType.Value(TYPES[tensor.dtype]))
+    if spec.labels and tensor is spec.outputs[0]:
+        made.label_filename = LABELS_FILE
+    return _shaped(made, tensor, spec)
 
 
-def _instance_group(serving: Serving) -> str:
-    where = f"KIND_GPU gpus: [ {', '.join(map(str, serving.gpus))} ]" if serving.gpus else "KIND_CPU"
-    resource = f'resources {{ name: "{RESOURCE}" global: true count: {serving.units} }}'
-    limiter = f" rate_limiter {{ {resource} }}" if serving.units else ""
-    return f"instance_group {{ count: {serving.instances} kind: {where}{limiter} }}"
+def _shaped(made: Any, tensor: TensorSpec, spec: ModelSpec) -> Any:
+    """Give an input or output its axes.
+
+    Triton knows no tensor without axes: clients see one of length 1, which it takes away again where there is a batch
+    axis, and model.py where there is none.
+    """
+    made.dims.extend(tensor.shape or (1,))
+    if spec.batched and not tensor.shape:
+        made.reshape.SetInParent()  # to no axes
+    return made
 
 
-def _dynamic_batching(serving: Serving) -> str:
-    levels = serving.priority_levels
-    parts = [
-        f"max_queue_delay_microseconds: {serving.queue_delay_us}",
-        *([f"priority_levels: {levels} default_priority_level: {levels}"] if levels else []),
-        *([f"default_queue_policy {{ {policy} }}"] if (policy := _queue_policy(serving)) else []),
-    ]
-    return f"dynamic_batching {{ {' '.join(parts)} }}"
+def _instance_group(serving: Serving) -> ModelInstanceGroup:
+    kind = ModelInstanceGroup.KIND_GPU if serving.gpus else ModelInstanceGroup.KIND_CPU
+    group = ModelInstanceGroup(count=serving.instances, kind=kind, gpus=serving.gpus)
+    if serving.units:
+        group.rate_limiter.resources.add(name=RESOURCE, count=serving.units, **{"global": True})
+    return group
 
 
-def _queue_policy(serving: Serving) -> str:
-    """Triton's own limits of the queue, for the native backends: model.py has limits of its own.
+def _dynamic_batching(serving: Serving) -> ModelDynamicBatching:
+    """How requests are put together.
 
-    With any of these Triton 2.51, which has no native backends, makes requests wait 500 ms now and again: see
+    Triton's own limits of the queue are for the native backends alone: model.py has limits of its own. With any of them
+    Triton 2.51, which has no native backends, makes requests wait 500 ms now and again: see
     docs/decisions/triton-queue.md.
     """
-    if serving.backend == "python":
-        return ""
-    timeout = round(serving.queue_timeout_ms * 1000)
-    reject = f"timeout_action: REJECT default_timeout_microseconds: {timeout} allow_timeout_override: true"
-    return " ".join(
-        [reject] * bool(timeout) + [f"max_queue_size: {serving.max_queue_size}"] * bool(serving.max_queue_size)
+    levels = serving.priority_levels
+    made = ModelDynamicBatching(
+        max_queue_delay_microseconds=serving.queue_delay_us, priority_levels=levels, default_priority_level=levels
     )
+    if serving.backend == "python":
+        return made
+    if serving.queue_timeout_ms:
+        made.default_queue_policy.timeout_action = ModelQueuePolicy.REJECT
+        made.default_queue_policy.default_timeout_microseconds = round(serving.queue_timeout_ms * 1000)
+        made.default_queue_policy.allow_timeout_override = True
+    if serving.max_queue_size:
+        made.default_queue_policy.max_queue_size = serving.max_queue_size
+    return made
 
 
 def _parameters(serving: Serving) -> list[tuple[str, str]]:
@@ -286,10 +306,10 @@ def _warmup_sizes(spec: ModelSpec, serving: Serving) -> list[int]:
     return sorted({1, serving.max_batch_size}) if spec.batched else [1]
 
 
-def _warmup(spec: ModelSpec, size: int) -> str:
-    inputs = " ".join(
-        f"inputs {{ key: {json.dumps(tensor.name)} value {{ data_type: {TYPES[tensor.dtype]} "
-        f"dims: [ {', '.join(str(max(1, length)) for length in tensor.shape or (1,))} ] zero_data: true }} }}"
-        for tensor in spec.inputs
-    )
-    return f'model_warmup {{ name: "batch of {size}" batch_size: {size} {inputs} }}'
+def _warmup(spec: ModelSpec, size: int) -> ModelWarmup:
+    made = ModelWarmup(name=f"batch of {size}", batch_size=size)
+    for tensor in spec.inputs:
+        wanted = made.inputs[tensor.name]
+        wanted.data_type, wanted.zero_data = DataType.Value(TYPES[tensor.dtype]), True
+        wanted.dims.extend(max(1, length) for length in tensor.shape or (1,))
+    return made

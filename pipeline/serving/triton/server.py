@@ -23,9 +23,8 @@ from pathlib import Path
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.serving.triton import tls
-from pipeline.settings.schema import ROOT
 
-REQUIREMENTS = ROOT / "infra" / "triton-requirements.txt"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 MIN_GLIBC = (2, 35)
 MACHINES = ("x86_64", "aarch64")
 TEMPORARY = ("__cand", "__eval_")
@@ -51,7 +50,7 @@ def install() -> Path:
     binary = _server(directory)
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     _assemble_backend(directory)
-    libpython_directory()
+    _link_libpython(directory)
     return directory
 
 
@@ -159,13 +158,18 @@ def libpython_directory() -> Path:
             return directory
     apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg")
     if apt and dpkg:
+        places.home().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=places.home()) as temporary:
             subprocess.run([apt, "download", f"libpython{_python()}"], cwd=temporary, check=False)
             for package in Path(temporary).glob("*.deb"):
                 subprocess.run([dpkg, "-x", str(package), temporary], check=True)
             for library in Path(temporary).glob(f"usr/lib/*/{name}"):
-                library.parent.rename(unpacked)
-                return unpacked
+                try:
+                    library.parent.rename(unpacked)
+                except OSError:
+                    if not (unpacked / name).exists():
+                        raise
+                return unpacked  # ours, or that of another process which was first
     raise FlyweightError(
         f"Triton's Python backend needs {name}, which is neither in {library_directory} nor to be had from apt: "
         f"install it (Debian, Ubuntu: apt-get install libpython{_python()}), or use a Python built with --enable-shared"
@@ -232,6 +236,23 @@ def _assemble_backend(triton: Path) -> None:
         copied = Path(shutil.copy2(stub, made / "python"))
         copied.chmod(0o755)
         made.rename(backends)
+
+
+def _link_libpython(triton: Path) -> None:
+    """Put a link to this Python's libpython where the wheel has one of its own.
+
+    The stub for Python 3.13 is linked to that file, and its RPATH comes before ``LD_LIBRARY_PATH``. It is an older 3.13,
+    with which modules of a newer one's standard library do not load (``undefined symbol``).
+    """
+    major, minor = sys.version_info[:2]
+    library = libpython_directory() / f"libpython{major}.{minor}.so.1.0"
+    for own in list((triton / "nvidia_pytriton.libs").glob(f"libpython{major}-*.{minor}.so.1.0")):
+        if own.is_symlink() and own.readlink() == library:
+            continue
+        with tempfile.TemporaryDirectory(prefix=".libpython-", dir=triton) as temporary:
+            link = Path(temporary) / own.name
+            link.symlink_to(library)
+            link.replace(own)
 
 
 def _environment(triton: Path) -> dict[str, str]:

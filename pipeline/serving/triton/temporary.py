@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving.promotion.ledger import lock
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import Control
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
 
@@ -30,7 +30,7 @@ def temporary_models(
     """
     files.check_name(serving.model)
     prefix = f"{serving.model}__eval_"
-    with lock(prefix.rstrip("_")), contextlib.ExitStack() as stack:
+    with disk.lock(prefix.rstrip("_")), contextlib.ExitStack() as stack:
         server = control or stack.enter_context(Client())
         remove_models(server, prefix)
         stack.callback(remove_models, server, prefix)
@@ -47,11 +47,11 @@ def temporary_models(
         yield names
 
 
-def remove_models(control: Control, prefix: str, *, exactly: bool = False) -> list[str]:
-    """Unload and delete the models whose names begin with `prefix`, or only the one that it names; return their names."""
+def remove_models(control: Control, prefix: str) -> list[str]:
+    """Unload and delete the models whose names begin with `prefix`; return their names."""
     there = [path.name for path in places.triton_repository().glob(f"{prefix}*") if path.is_dir()]
     names = {*there, *(name for name, versions in control.index().items() if versions)}
-    removed = sorted(name for name in names if name == prefix or (not exactly and name.startswith(prefix)))
+    removed = sorted(name for name in names if name.startswith(prefix))
     for name in removed:
         control.unload(name)
         if (places.triton_repository() / name).exists():

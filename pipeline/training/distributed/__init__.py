@@ -1,0 +1,1 @@
+"""Training in several processes: launch them, tell them apart, share a network."""

@@ -36,10 +36,10 @@ def device() -> torch.device:
 
 
 def share(network: nn.Module, strategy: str) -> nn.Module:
-    """Return `network` trained together by all processes as `strategy` (a file beside this one) does it; alone, itself."""
+    """Return `network` trained together by all processes as `strategy` (a file in `strategies/`) does it; alone, itself."""
     if world() == 1:
         return network
-    return importlib.import_module(f"pipeline.distributed.{strategy}").share(network, device())
+    return importlib.import_module(f"pipeline.training.distributed.strategies.{strategy}").share(network, device())
 
 
 def mean_(tensors: Iterable[Tensor]) -> None:
@@ -48,6 +48,20 @@ def mean_(tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             dist.all_reduce(tensor)
             tensor /= world()
+
+
+def copy_from_main_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by that of the main process."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def agree_on_buffers_(module: nn.Module) -> None:
+    """Make the buffers of `module` equal in all processes: floats by their mean, the rest by the main one's."""
+    buffers = list(module.buffers())
+    mean_(buffer for buffer in buffers if buffer.is_floating_point())
+    copy_from_main_(buffer for buffer in buffers if not buffer.is_floating_point())
 
 
 def total(values: Tensor) -> Tensor:

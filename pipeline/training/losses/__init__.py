@@ -1,0 +1,1 @@
+"""One distillation loss per file."""

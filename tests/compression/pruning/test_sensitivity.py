@@ -122,12 +122,12 @@ def test_a_ratio_that_removes_a_whole_layer_or_nothing_is_refused(network, ratio
     assert "above 0 and below 1" in str(raised.value)
 
 
-def test_an_importance_with_nothing_to_judge_by_is_refused(network):
+def test_an_importance_with_nothing_to_score_by_is_refused(network):
     for module in network.modules():
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.Identity())
-    with pytest.raises(ModelError, match="importance 'bn_scale' judges a channel by the scale of its batch norms"):
+    with pytest.raises(ModelError, match="importance 'bn_scale' scores a channel by the scale of its batch norms"):
         sweep(network, SPEC, lambda one: 0.0, importance="bn_scale")
 
 

@@ -4,7 +4,7 @@ import pytest
 from fake_model_server import FakeModelServer
 
 from pipeline.serving.load import closed_loop
-from pipeline.serving.load.measure import drive
+from pipeline.serving.load.processes import drive
 
 MS = 1_000_000
 

@@ -8,8 +8,8 @@ from concurrent import futures
 import grpc
 import pytest
 
+from pipeline.machine.workspace import SOURCE
 from pipeline.serving.load.http2 import STATUS, Connection, prefixed
-from pipeline.settings.schema import ROOT
 
 METHOD = "/test.Service/Reverse"
 
@@ -94,7 +94,7 @@ def test_a_server_that_goes_away_is_an_error():
 def encrypted(tmp_path_factory):
     """A server that wants a certificate of its clients, and the files for one."""
     folder = tmp_path_factory.mktemp("tls") / "made"
-    subprocess.run([sys.executable, ROOT / "infra" / "make_certificates.py", folder, "127.0.0.1"], check=True)
+    subprocess.run([sys.executable, SOURCE / "infra" / "make_certificates.py", folder, "127.0.0.1"], check=True)
     ca, certificate, key = ((folder / name).read_bytes() for name in ("ca.pem", "server.pem", "server.key"))
     credentials = grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=True)
     server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])

@@ -10,8 +10,8 @@ from serving_toys import artifact, images
 
 from pipeline.__main__ import main
 from pipeline.errors import FlyweightError
-from pipeline.serving.load import measure, tuning, tuning_run
-from pipeline.serving.load.measure import Closed, Open
+from pipeline.serving.load import measure, requests, tuning, tuning_run
+from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.triton import artifact as onnx_artifact
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import temporary_models
@@ -56,7 +56,7 @@ def test_a_model_with_two_inputs_takes_load_too(triton, tmp_path):
     simple = onnx_artifact.from_file(add_sub(tmp_path / "simple.onnx"))
     with temporary_models(Serving(model="loaded", instances=1), [simple]) as names:
         with Client() as client:
-            inputs = measure.zeros(client.metadata(names["simple"]))
+            inputs = requests.zeros(client.metadata(names["simple"]))
         found = measure.run(names["simple"], "", inputs, Closed(2), seconds=0.6, warmup=0.1)
     assert found.failures == 0 < found.requests
 
@@ -102,7 +102,7 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
         "# mine\nserving: {queue_delay_us: 200000, instances: 1, max_batch_size: 8}  # slow\n"
     )
     (tmp_path / "recipes").mkdir()
-    monkeypatch.setattr("pipeline.settings.schema.ROOT", tmp_path)
+    monkeypatch.setenv("FLYWEIGHT_ROOT", str(tmp_path))
     monkeypatch.setattr("pipeline.tracking.rest.experiment_id", lambda: "0")
     logged = {}
 
@@ -130,6 +130,7 @@ def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, ser
         ]
 
 
+@pytest.mark.extra
 def test_settings_that_are_best_stay(triton, served, quick, tmp_path):
     start = Serving(instances=1, max_batch_size=8)
     budget = Budget(at_concurrency=1)

@@ -10,7 +10,7 @@ from fake_model_server import FakeModelServer
 
 from pipeline.serving.load import open_loop
 from pipeline.serving.load.histogram import Histogram
-from pipeline.serving.load.measure import drive
+from pipeline.serving.load.processes import drive
 
 MS = 1_000_000
 

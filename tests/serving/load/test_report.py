@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline.report import plots
 from pipeline.serving.load import report
-from pipeline.serving.load.measure import Closed, Open
+from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.load.sweep import Sweep
 from pipeline.serving.load.tuning import Trial, Tuning
 from pipeline.settings.schema import Serving

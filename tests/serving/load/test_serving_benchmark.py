@@ -23,7 +23,7 @@ from peers import report, servers  # noqa: E402
 from peers.asking import Wire  # noqa: E402
 from peers.http1 import length, request  # noqa: E402
 
-from pipeline.serving.load import measure  # noqa: E402
+from pipeline.serving.load import processes  # noqa: E402
 
 DELAY = 0.004
 
@@ -85,12 +85,12 @@ def test_the_http_client_counts_what_the_server_answered(http):
         "warmup": 0,
         "silence": 30.0,
     }
-    seen = measure.drive([plan], [request("/", body, {"X": "1"}) for body in bodies], until_stable=False)
+    seen = processes.drive([plan], [request("/", body, {"X": "1"}) for body in bodies], until_stable=False)
     parts = [part for parts in seen.windows.values() for part in parts]
-    latencies, refused = measure.Histogram(), measure.Histogram()
+    latencies, refused = processes.Histogram(), processes.Histogram()
     for part in parts:
-        latencies.add(measure.Histogram.from_json(part["latencies"]))
-        refused.add(measure.Histogram.from_json(part["refused"]))
+        latencies.add(processes.Histogram.from_json(part["latencies"]))
+        refused.add(processes.Histogram.from_json(part["refused"]))
     assert (len(latencies), len(refused)) == (
         http.good,
         http.bad,

@@ -7,7 +7,7 @@ from load_toys import CURVE, result
 
 from pipeline.errors import FlyweightError
 from pipeline.serving.load import sweep
-from pipeline.serving.load.measure import Closed, Open
+from pipeline.serving.load.result import Closed, Open
 
 
 @pytest.fixture

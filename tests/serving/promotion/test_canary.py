@@ -16,8 +16,9 @@ from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.canary import Judge, Pair
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.promotion.reconcile import reconcile
-from pipeline.serving.promotion.relay import receive_message, send_message, socket_path
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.promotion.relay import socket_path
+from pipeline.serving.triton.backend.flyweight_messages import receive_message, send_message
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import CONFIG_FILE
 from pipeline.settings.schema import Promote
 
@@ -293,7 +294,9 @@ def decided(chance, config, failing=0.0, other=0.0, slow=0.0, most=3000):
 
 
 @pytest.mark.integration  # thousands of trials
-@pytest.mark.parametrize("bad", [{"failing": 0.05}, {"other": 0.1}, {"slow": 0.5}])
+@pytest.mark.parametrize(
+    "bad", [{"failing": 0.05}, *(pytest.param(bad, marks=pytest.mark.extra) for bad in ({"other": 0.1}, {"slow": 0.5}))]
+)
 def test_one_that_is_at_a_limit_passes_hardly_ever(bad):
     config = Promote(live_alpha=0.05, max_error_rate=0.05, live_max_other=0.1, live_requests=50)
     chance, runs = np.random.default_rng(17), 60

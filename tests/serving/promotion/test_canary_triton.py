@@ -76,6 +76,7 @@ def faulty(directory: Path, fault: str, flag: Path) -> Path:
     path.parent.mkdir()
     path.write_text(
         f"{source.replace(run, '_faulty(self.session.run)(')}\n\n"
+        f"import os\nimport time\n\n\n"
         f"def _faulty(run):\n    def ran(*a):\n        if os.path.exists({str(flag)!r}):\n            {FAULTS[fault]}\n"
         f"        return run(*a)\n\n    return ran\n"
     )

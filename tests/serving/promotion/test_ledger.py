@@ -1,6 +1,4 @@
-import pytest
-
-from pipeline.serving.promotion.ledger import Ledger, lock
+from pipeline.serving.promotion.ledger import Ledger
 
 
 def test_lines_come_back_in_order(home):
@@ -31,16 +29,6 @@ def test_the_last_verification_or_rollback_serves(home):
     assert (ledger.before(4), ledger.before(1)) == (1, None)
     ledger.append("rolled_back", version=1, previous=4)
     assert ledger.serving()["version"] == 1
-
-
-def test_one_change_at_a_time(home):
-    with lock("proxy"):
-        with lock("other"):
-            pass
-        with pytest.raises(BlockingIOError, match="another process is changing what proxy serves"), lock("proxy"):
-            pass
-    with lock("proxy"):
-        assert (home / ".triton_repo" / "lock" / "proxy").exists()
 
 
 def test_what_was_withdrawn_does_not_serve(home):

@@ -1,6 +1,9 @@
+import json
+
 import pytest
 from serving_toys import artifact, golden
 
+from pipeline.progress import events
 from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.observe import observe
 from pipeline.serving.triton.repository import write_model
@@ -34,6 +37,13 @@ def test_time_ends_it_too(fake, served):
     assert breach is None
     assert figures["seconds"] >= 0.2
     assert figures["requests"] == figures["probes"] > 0
+
+
+def test_a_short_observation_reports_its_progress(fake, served, tmp_path, monkeypatch):
+    """It used to report a total of 0, on which whoever showed the progress divided."""
+    monkeypatch.setenv(events.ENVIRONMENT, str(tmp_path / "progress"))
+    watch(fake, served, observe_s=0.2)
+    assert [json.loads(line)["total"] for line in (tmp_path / "progress").read_text().splitlines()] == [0.2]
 
 
 def test_no_time_is_no_look(fake, served):

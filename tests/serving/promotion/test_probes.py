@@ -5,7 +5,7 @@ from serving_toys import FakeTriton, artifact, golden
 
 from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.probes import Limits, Probes
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import write_model
 from pipeline.settings.schema import Promote, Serving
 

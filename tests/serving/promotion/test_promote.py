@@ -14,7 +14,7 @@ from pipeline.serving.promotion.ledger import STEPS, Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import Artifact, served_versions, version_directories
 from pipeline.settings.schema import Promote, Serving
 
@@ -224,9 +224,12 @@ def test_a_first_version_that_turns_bad_while_it_is_observed_is_withdrawn(home, 
 CALLS = [step for step in STEPS if step != ledger.POLICY_WRITTEN]
 
 
+FIRSTS = [pytest.param(True, step, marks=pytest.mark.extra) for step in CALLS]
+
+
 @pytest.mark.integration  # of many processes: half a minute
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize(("first", "kill_at"), [(True, step) for step in CALLS] + [(False, step) for step in STEPS])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.extra), "after"])
+@pytest.mark.parametrize(("first", "kill_at"), [*FIRSTS, *((False, step) for step in STEPS)])
 @pytest.mark.parametrize("then", ["promote", "reconcile"])
 def test_killed_at_any_step_the_next_one_ends_right(
     home, fake, registry, serving, promote, first, kill_at, moment, then

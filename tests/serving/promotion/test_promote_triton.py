@@ -21,7 +21,8 @@ from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton import server as local_triton
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
 
@@ -132,6 +133,7 @@ def test_a_promoter_killed_after_every_step_costs_no_request_and_is_mended(promo
     assert promote(wares[-1]).reused
 
 
+@pytest.mark.extra
 def test_triton_killed_at_every_step_serves_one_of_both_after_a_restart(own_server, tmp_path, in_process, monkeypatch):
     with Client() as control:
         promote = Promoter(tmp_path, control)
@@ -164,7 +166,7 @@ BACKENDS = {
         'raise RuntimeError("out of order")',
         "out of order",
     ),
-    "ends its process": ("import ctypes\n", "import os; os._exit(3)\n", "the candidate cannot be served"),
+    "ends its process": ("import gc\n", "import os; os._exit(3)\n", "the candidate cannot be served"),
     "answers NaN": ("answers = self.session.run(", "answers = _nan(self.session.run)(", "values that are not finite"),
     "has another shape": (
         "answers = self.session.run(",
@@ -282,7 +284,7 @@ def test_traps_1_and_2_nothing_is_linked_and_nothing_is_staged_where_triton_look
     assert not any(path.is_symlink() for path in seen)
 
 
-@pytest.mark.parametrize("name", ["2.tmp", "20260821142538123456"])
+@pytest.mark.parametrize("name", ["2.tmp", pytest.param("20260821142538123456", marks=pytest.mark.extra)])
 def test_traps_2_and_3_a_name_that_would_harm_triton_is_never_loaded(promote, client, tmp_path, name):
     one = artifact(tmp_path, 1.0)
     promote(one)

@@ -8,10 +8,10 @@ from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import promote
-from pipeline.serving.promotion.ledger import MENDED, Ledger, lock
+from pipeline.serving.promotion.ledger import MENDED, Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.triton import disk
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import served_versions, with_versions
 
 
@@ -116,11 +116,22 @@ def test_damaged_files_that_the_registry_has_not_are_a_persons(served, look, reg
     assert "they cannot be fetched again" in first and "promote another version" in first
 
 
-def test_a_damaged_rollback_target_is_mended_too_and_a_removed_one_stays_removed(served, look, fake, home):
+@pytest.mark.parametrize("file", ["model.py", "flyweight_live.py"])
+def test_a_damaged_rollback_target_is_repaired_too_and_a_removed_one_stays_removed(served, look, fake, home, file):
     target = home / "triton_repo" / "proxy" / "1"
-    (target / "model.py").unlink()
+    (target / file).unlink()
     assert "version 1 are damaged" in put_right(look, fake)[0]
     shutil.rmtree(target)
+    assert look() == (2, [])
+
+
+def test_a_version_from_before_the_backend_had_more_than_model_py_is_whole(served, look, home):
+    target = home / "triton_repo" / "proxy" / "1"
+    for path in target.glob("flyweight_*.py"):
+        path.unlink()
+    manifest = json.loads((target / "manifest.json").read_text())
+    del manifest["backend"]
+    (target / "manifest.json").write_text(json.dumps(manifest))
     assert look() == (2, [])
 
 
@@ -181,7 +192,7 @@ def test_a_server_that_is_away_is_no_finding(served, look, fake):
 
 
 def test_a_model_that_is_being_changed_is_left_alone(served, look):
-    with lock("proxy"), pytest.raises(BlockingIOError, match="another process is changing what proxy serves"):
+    with disk.lock("proxy"), pytest.raises(BlockingIOError, match="another process is changing what proxy serves"):
         look()
 
 

@@ -4,7 +4,7 @@ from serving_toys import QUICK, artifact, golden
 from pipeline.serving.promotion import promote
 from pipeline.serving.promotion.retention import gc
 from pipeline.serving.promotion.rollback import rollback
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import version_directories
 
 

@@ -7,7 +7,7 @@ from pipeline.errors import PromotionError
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.promotion.rollback import rollback
-from pipeline.serving.triton.client import TritonError
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import served_versions
 
 

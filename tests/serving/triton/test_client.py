@@ -13,8 +13,10 @@ from serving_toys import free_port
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from pipeline.errors import DataError
-from pipeline.serving.triton.client import AsyncClient, Client, TritonError, load_image
-from pipeline.settings.schema import ROOT
+from pipeline.machine.workspace import SOURCE
+from pipeline.serving.triton.aio import AsyncClient
+from pipeline.serving.triton.client import Client, load_image
+from pipeline.serving.triton.errors import TritonError
 
 INPUT = {"x": np.arange(6, dtype=np.float32).reshape(3, 2)}
 
@@ -181,5 +183,5 @@ def test_what_is_no_image_is_named(tmp_path):
 @pytest.mark.integration
 def test_a_script_that_has_closed_its_client_ends_in_silence():
     code = "from pipeline.serving.triton.client import Client\nwith Client('127.0.0.1:1') as client:\n    print(client.live())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=SOURCE, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("False\n", "")

@@ -47,3 +47,13 @@ def test_other_errors_are_nobodys_disk():
     says = r"/x cannot be written: Permission denied.*needs write access to"
     with pytest.raises(PromotionError, match=says), disk.explained("proxy"):
         raise PermissionError(13, "Permission denied", "/x")
+
+
+def test_one_change_at_a_time(home):
+    with disk.lock("proxy"):
+        with disk.lock("other"):
+            pass
+        with pytest.raises(BlockingIOError, match="another process is changing what proxy serves"), disk.lock("proxy"):
+            pass
+    with disk.lock("proxy"):
+        assert (home / ".triton_repo" / "lock" / "proxy").exists()

@@ -5,7 +5,7 @@ import onnx_toys as toys
 import pytest
 from google.protobuf import text_format
 from onnx import TensorProto, helper
-from serving_toys import artifact, images
+from serving_toys import artifact, images, remove_model
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from pipeline.errors import PromotionError
@@ -13,9 +13,9 @@ from pipeline.machine import places
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file
-from pipeline.serving.triton.client import Client, TritonError
+from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.ensemble import Step, config_pbtxt, publish, read_steps
-from pipeline.serving.triton.temporary import remove_models
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Serving
 
 LOGITS = Step(model="proxy", inputs={"image": "image"}, outputs={"logits": "scores"})
@@ -135,4 +135,4 @@ def test_an_ensemble_answers_with_what_its_steps_serve_also_while_one_changes(tr
         finally:
             stop.set()
             for model in (name, member, other):
-                remove_models(client, model, exactly=True)
+                remove_model(client, model)

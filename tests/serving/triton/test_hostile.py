@@ -6,13 +6,13 @@ import grpc
 import numpy as np
 import onnx_toys as toys
 import pytest
-from serving_toys import SHAPE, artifact, images
+from serving_toys import SHAPE, artifact, images, remove_model
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file
-from pipeline.serving.triton.client import Client, TritonError
-from pipeline.serving.triton.temporary import remove_models
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
@@ -35,7 +35,7 @@ def stub(triton_server, tmp_path_factory):
                 client.load(name, 120)
             yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
             for name in models:
-                remove_models(client, name, exactly=True)
+                remove_model(client, name)
 
 
 @pytest.fixture(autouse=True)

@@ -13,13 +13,15 @@ import onnx_toys as toys
 import pytest
 import tritonclient.grpc as grpcclient
 from onnx import TensorProto, helper
-from serving_toys import SHAPE, Server, artifact, images
+from serving_toys import SHAPE, Server, artifact, images, remove_model
 
+from pipeline.machine.workspace import SOURCE
 from pipeline.serving.triton import repository
+from pipeline.serving.triton.aio import AsyncClient
 from pipeline.serving.triton.artifact import from_file, golden, made_up
-from pipeline.serving.triton.client import AsyncClient, Client, TritonError
-from pipeline.serving.triton.temporary import remove_models
-from pipeline.settings.schema import ROOT, Serving
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
+from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +47,7 @@ def serve(triton, client, tmp_path):
 
     yield run
     for name in served:
-        remove_models(client, name, exactly=True)
+        remove_model(client, name)
 
 
 def make(tmp_path, toy, **options):
@@ -158,7 +160,7 @@ def test_the_example_over_plain_http_runs(serve, triton, tmp_path):
     outputs = [("logits", TensorProto.FLOAT, ["N", 3])]
     file = toys.write(tmp_path / "digits.onnx", nodes, inputs, outputs, weights)
     name = serve(from_file(file, ("shirt", "shoe", "bag")))
-    text = (ROOT / "examples" / "http_client.py").read_text(encoding="utf-8")
+    text = (SOURCE / "examples" / "http_client.py").read_text(encoding="utf-8")
     text = text.replace("127.0.0.1:8000/v2/models/proxy", f"127.0.0.1:{triton.ports['http_port']}/v2/models/{name}")
     (tmp_path / "picture").write_bytes(bytes([1] * 784))
     program = [sys.executable, "-c", text, str(tmp_path / "picture")]
@@ -214,7 +216,7 @@ def encrypted(triton_server, tmp_path_factory):
     """A second real Triton whose clients must show a certificate."""
     home = tmp_path_factory.mktemp("encrypted")
     (home / "triton_repo").mkdir()
-    script = ROOT / "infra" / "make_certificates.py"
+    script = SOURCE / "infra" / "make_certificates.py"
     subprocess.run([sys.executable, script, home / "tls", "127.0.0.1"], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLYWEIGHT_HOME", str(triton_server.home / "home"))
@@ -250,7 +252,9 @@ def test_who_shows_a_certificate_is_answered_and_nobody_else_is(encrypted, trito
 
 
 def test_a_server_that_another_authority_vouches_for_is_not_trusted(encrypted, tmp_path, monkeypatch):
-    subprocess.run([sys.executable, ROOT / "infra" / "make_certificates.py", tmp_path / "tls", "127.0.0.1"], check=True)
+    subprocess.run(
+        [sys.executable, SOURCE / "infra" / "make_certificates.py", tmp_path / "tls", "127.0.0.1"], check=True
+    )
     monkeypatch.setenv("FLYWEIGHT_TRITON_TLS", str(tmp_path / "tls"))
     monkeypatch.setenv("FLYWEIGHT_TRITON_MUTUAL_TLS", "1")
     with Client(encrypted.url, timeout=3) as client:

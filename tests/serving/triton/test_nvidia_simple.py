@@ -15,13 +15,12 @@ import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as grpcclient_aio
 import tritonclient.utils.shared_memory as shm
 from click.testing import CliRunner
-from serving_toys import Registry
+from serving_toys import Registry, remove_model
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from pipeline.__main__ import main
 from pipeline.serving.triton.client import Client
-from pipeline.serving.triton.temporary import remove_models
 from pipeline.tracking import registry as tracking
 
 pytestmark = pytest.mark.integration
@@ -45,7 +44,7 @@ def url(triton_server, tmp_path_factory):
         assert "simple serves version 1 (replaced version none), SHA-256" in done.output
         yield triton_server.url
         with Client(timeout=60) as client:
-            remove_models(client, "simple", exactly=True)
+            remove_model(client, "simple")
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from google.protobuf import text_format
 from serving_toys import artifact, engine, spec
@@ -124,8 +126,11 @@ def test_the_policy_is_changed_and_nothing_else(tmp_path):
 
 def test_a_version_has_all_that_the_backend_needs_and_no_room_for_a_cache(tmp_path):
     repository.write_version(tmp_path / "7", artifact(tmp_path, 1.0), Serving(), 7)
-    names = {"model.onnx", "model.py", "manifest.json", "config.pbtxt", "labels.txt", "__pycache__"}
-    assert {path.name for path in (tmp_path / "7").iterdir()} == names
+    code = {"model.py", *(path.name for path in repository.BESIDE_BACKEND)}
+    assert "flyweight_live.py" in code
+    names = {"model.onnx", "manifest.json", "config.pbtxt", "labels.txt", "__pycache__"}
+    assert {path.name for path in (tmp_path / "7").iterdir()} == names | code
+    assert set(json.loads((tmp_path / "7" / "manifest.json").read_text())["backend"]) == code
     assert (tmp_path / "7" / "__pycache__").is_file()
 
 
@@ -198,3 +203,26 @@ def test_the_backend_and_this_package_agree_on_how_to_attest():
     source = repository.BACKEND.read_text()
     assert f'ATTEST = "{repository.ATTEST}"' in source
     assert f'ATTESTED = "{repository.ATTESTED}"' in source
+
+
+def test_a_config_is_what_it_was_when_it_was_written_by_hand():
+    settings = Serving(
+        backend="onnxruntime", gpus=(0,), units=2, max_batch_size=8, queue_delay_us=5, max_queue_size=3, warmup=True
+    )
+    written = """
+backend: "onnxruntime"
+max_batch_size: 8
+input { name: "image" data_type: TYPE_UINT8 dims: [ 1, 2, 2 ] }
+output { name: "logits" data_type: TYPE_FP32 dims: [ 3 ] label_filename: "labels.txt" }
+instance_group { count: 2 kind: KIND_GPU gpus: [ 0 ]
+  rate_limiter { resources { name: "flyweight" global: true count: 2 } } }
+dynamic_batching { max_queue_delay_microseconds: 5 default_queue_policy { max_queue_size: 3 } }
+parameters { key: "intra_op_thread_count" value { string_value: "1" } }
+parameters { key: "inter_op_thread_count" value { string_value: "1" } }
+model_warmup { name: "batch of 1" batch_size: 1
+  inputs { key: "image" value { data_type: TYPE_UINT8 dims: [ 1, 2, 2 ] zero_data: true } } }
+model_warmup { name: "batch of 8" batch_size: 8
+  inputs { key: "image" value { data_type: TYPE_UINT8 dims: [ 1, 2, 2 ] zero_data: true } } }
+version_policy { specific { versions: [ 1, 2 ] } }
+"""
+    assert parsed(repository.config_pbtxt(spec(), settings, [2, 1])) == parsed(written)

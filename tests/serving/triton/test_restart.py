@@ -13,12 +13,14 @@ import pytest
 from serving_toys import free_port
 
 from pipeline.machine import places
+from pipeline.machine.workspace import SOURCE
 from pipeline.services import processes, services
 from pipeline.serving.triton import repository
 from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.artifact import from_file
-from pipeline.serving.triton.client import Client, TritonError
-from pipeline.settings.schema import ROOT, Serving
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.errors import TritonError
+from pipeline.settings.schema import Serving
 
 pytestmark = pytest.mark.integration
 ONES = {name: np.ones((1, 16), np.int32) for name in ("INPUT0", "INPUT1")}
@@ -31,9 +33,10 @@ def up(tmp_path, monkeypatch):
         monkeypatch.setenv("FLYWEIGHT_TRITON_HOME", str(places.triton()))
     monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(tmp_path / "triton_repo"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
     for name in services.SERVICES["triton"].ports:
         monkeypatch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(free_port()))
+    monkeypatch.setattr(processes, "RESTART_PAUSE_SECONDS", 0.05)
     local_triton.install()
     simple = from_file(toys.add_sub(tmp_path / "simple.onnx"))
     repository.write_model(tmp_path / "triton_repo" / "simple", simple, Serving(model="simple"), 1)
@@ -79,7 +82,7 @@ def test_a_killed_server_is_back_with_what_it_served(up):
     second = server()
     assert second.pid != first.pid
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in below)
-    assert "supervise: it ended with code 137; starting it again in 0.25 s (failure 1 of 6 in a row)" in processes.tail(
+    assert "supervise: it ended with code 137; starting it again in 0.05 s (failure 1 of 6 in a row)" in processes.tail(
         "triton", 1000
     )
     stubs = {
@@ -126,6 +129,7 @@ def _vanish(seed: int) -> None:
         client.close()
 
 
+@pytest.mark.extra
 def test_a_server_that_cannot_start_is_given_up(up):
     (
         places.triton_repository() / "simple" / "99999999999999999999"

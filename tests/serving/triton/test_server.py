@@ -1,5 +1,6 @@
 import os
 import stat
+import sys
 
 import pytest
 
@@ -105,6 +106,74 @@ def test_the_stub_is_put_beside_the_backend_and_the_server_made_executable(home)
     backend = server / f"backends-{local_triton._python()}" / "python"
     assert {path.name for path in backend.iterdir()} == {"libtriton_python.so", "triton_python_backend_stub"}
     assert os.access(server / "bin" / "tritonserver", os.X_OK)
+
+
+@pytest.fixture
+def installable(home):
+    """An unpacked wheel with a stub for this Python; returns the directory of the libraries that the wheel brings."""
+    stub = wheel(home) / "python_backend_stubs" / local_triton._python() / "triton_python_backend_stub"
+    stub.parent.mkdir()
+    stub.touch()
+    libraries = home / "home" / "triton" / "nvidia_pytriton.libs"
+    libraries.mkdir()
+    return libraries
+
+
+@pytest.mark.parametrize("before", ["the wheel's", "a link to nowhere", "a link to another"])
+def test_the_stub_finds_the_libpython_of_this_python_and_not_the_wheels(installable, before):
+    major, minor = sys.version_info[:2]
+    others = [installable / f"libpython3-419a3a08.{minor + 1}.so.1.0", installable / "libz-1234.so.1.0"]
+    own = installable / f"libpython{major}-419a3a08.{minor}.so.1.0"
+    for library in others:
+        library.write_text("the wheel's")
+    if before == "the wheel's":
+        own.write_text(before)
+    else:
+        own.symlink_to("/nowhere" if before == "a link to nowhere" else others[1])
+    local_triton.install()
+    right = local_triton.libpython_directory() / f"libpython{major}.{minor}.so.1.0"
+    assert own.readlink() == right
+    made = own.lstat().st_ino
+    local_triton.install()
+    assert own.lstat().st_ino == made, "what is right already is left alone"
+    assert [library.read_text() for library in others] == ["the wheel's"] * 2
+    assert sorted(path.name for path in installable.parent.iterdir()) == ["nvidia_pytriton.libs", "pytriton"]
+
+
+@pytest.fixture
+def apt(home, monkeypatch):
+    """A machine without the shared libpython, whose apt has it; returns a hook: a line that runs before it is unpacked."""
+    tools = home / "tools"
+    tools.mkdir()
+    monkeypatch.setattr(local_triton.sysconfig, "get_config_var", lambda name: str(home / "none"))
+    monkeypatch.setattr(local_triton.shutil, "which", lambda name: str(tools / name))
+    name = f"libpython{local_triton._python()}"
+
+    def hook(line=":"):
+        for tool, does in (
+            ("apt-get", f"[ $2 = {name} ] && touch {name}.deb"),
+            ("dpkg", f"{line}; mkdir -p $3/usr/lib/multiarch && echo apt >$3/usr/lib/multiarch/{name}.so.1.0"),
+        ):
+            (tools / tool).write_text(f"#!/bin/sh\n{does}\n", encoding="ascii")
+            (tools / tool).chmod(0o755)
+
+    hook()
+    return hook
+
+
+def test_a_missing_libpython_is_fetched_into_a_home_that_is_not_there_yet(home, apt):
+    made = home / "home" / f"libpython{local_triton._python()}"
+    assert not made.parent.exists()
+    assert local_triton.libpython_directory() == made
+    assert (made / f"{made.name}.so.1.0").read_text() == "apt\n"
+    assert list(made.parent.iterdir()) == [made]
+
+
+def test_a_libpython_that_another_process_fetched_meanwhile_is_taken(home, apt):
+    made = home / "home" / f"libpython{local_triton._python()}"
+    apt(f"mkdir {made} && echo first >{made}/{made.name}.so.1.0")
+    assert local_triton.libpython_directory() == made
+    assert (made / f"{made.name}.so.1.0").read_text() == "first\n"
 
 
 def test_a_missing_libpython_is_named_with_its_package(home, monkeypatch):

@@ -1,5 +1,6 @@
 """Which certificates server and client are told of; that they work is in test_model_server.py."""
 
+import ssl
 import stat
 import subprocess
 import sys
@@ -7,12 +8,12 @@ import sys
 import pytest
 
 from pipeline.errors import FlyweightError
+from pipeline.machine.workspace import SOURCE
 from pipeline.serving.triton import server, tls
-from pipeline.settings.schema import ROOT
 
 
 def certificates(directory, *names):
-    script = ROOT / "infra" / "make_certificates.py"
+    script = SOURCE / "infra" / "make_certificates.py"
     return subprocess.run([sys.executable, script, directory, *names], capture_output=True, text=True, check=False)
 
 
@@ -54,6 +55,35 @@ def test_keys_are_private_and_nothing_is_overwritten(home):
         "server.key",
         "server.pem",
     ]
+
+
+def shake_hands(client, server):
+    """Let a client and a server talk in memory until both are satisfied. What a certificate lacks is raised."""
+    ways = [ssl.MemoryBIO(), ssl.MemoryBIO()]
+    sides = [
+        client.wrap_bio(ways[0], ways[1], server_hostname="triton.example.org"),
+        server.wrap_bio(ways[1], ways[0], server_side=True),
+    ]
+    for _ in range(3):
+        for side in sides:
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    return [side.getpeercert()["subject"][0][0][1] for side in sides]
+
+
+def test_both_sides_hold_under_strict_verification(home):
+    """Python verifies like this from 3.13 on."""
+    assert certificates(home / "tls", "triton.example.org").returncode == 0
+    contexts = []
+    for role, purpose in (("client", ssl.Purpose.SERVER_AUTH), ("server", ssl.Purpose.CLIENT_AUTH)):
+        context = ssl.create_default_context(purpose, cafile=home / "tls" / "ca.pem")
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_cert_chain(home / "tls" / f"{role}.pem", home / "tls" / f"{role}.key")
+        contexts.append(context)
+    assert shake_hands(*contexts) == ["flyweight server", "flyweight client"]
 
 
 def test_what_is_missing_is_named(home, monkeypatch):

@@ -12,11 +12,12 @@ from PIL import Image
 from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, images
 
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.load import measure
+from pipeline.serving.load import measure, processes, requests
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
-from pipeline.serving.triton.client import Client, TritonError, TritonRunner, classify
+from pipeline.serving.triton.client import Client, classify
+from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models, temporary_models
 from pipeline.settings.schema import Serving
 
@@ -77,9 +78,7 @@ def test_temporary_models_answer_and_vanish(triton, client, tmp_path):
     settings = Serving(model="measured", instances=1)
     with temporary_models(settings, models) as names:
         for model in models:
-            runner = TritonRunner(names[model.candidate])
-            answer = runner({"image": images(3)})
-            runner.close()
+            answer = client.infer(names[model.candidate], {"image": images(3)}).outputs
             np.testing.assert_array_equal(answer["logits"], OnnxRunner(model.onnx)({"image": images(3)})["logits"])
         result = measure.measure(names["int8"], "", images(4), concurrency=20, seconds=0.5, warmup=0.1)
     assert result.failures == 0
@@ -106,9 +105,9 @@ def test_images_larger_than_a_flow_control_window_arrive(triton, client, tmp_pat
     with temporary_models(settings, [model]) as names:
         name = names["wide"]
         whole = SimpleNamespace(name="image", datatype="UINT8", shape=[20_000, *SHAPE])  # 80 kB: more than a window
-        requests = measure._requests(name, "", [whole], {"image": images(20_000)[None]})
+        messages = requests.serialised(name, "", [whole], {"image": images(20_000)[None]})
         plan = {"address": triton.url, "window": 700_000_000, "windows": 3, "warmup": 0, "silence": 10}
-        seen = measure.drive([{**plan, "loop": "closed", "concurrency": 3, "connections": 1}], requests)
+        seen = processes.drive([{**plan, "loop": "closed", "concurrency": 3, "connections": 1}], messages)
     parts = [part for parts in seen.windows.values() for part in parts]
     assert [part["failures"] for part in parts] == [{}, {}, {}]
     assert sum(sum(part["latencies"]["counts"].values()) for part in parts) >= 3

@@ -55,6 +55,7 @@ def test_a_flyweight_error_of_a_worker_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.extra
 def test_any_other_error_comes_back_with_the_workers_traceback(tmp_path):
     with pytest.raises(RuntimeError) as raised:
         launch("workers:fail", {"error": "value", "text": "no such thing"}, ALONE, tmp_path)
@@ -107,7 +108,7 @@ def test_what_this_machine_has_not_is_refused(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.extra)], ids=str)
 @pytest.mark.integration
 def test_workers_end_with_the_stage_however_it_ends(tmp_path, number):
     stage = subprocess.Popen([sys.executable, str(TOYS / "workers.py"), str(tmp_path)])

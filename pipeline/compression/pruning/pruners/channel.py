@@ -1,7 +1,7 @@
 """Structured pruning: whole channels go, with every layer that reads or writes them, until the network is small enough.
 
 The least important go first, `round_to` at a time, until the multiply-accumulates, the parameters or the measured latency
-are at or just below the target. `_groups` knows which layers hang together, `_importance` which channels matter.
+are at or just below the target. `groups` knows which layers are coupled, `importance` which channels matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.compression.pruning import latency
 from pipeline.compression.pruning.groups import Group, groups, remove_
-from pipeline.compression.pruning.importance import Importance, judge
+from pipeline.compression.pruning.importance import Importance, score_channels
 from pipeline.errors import ModelError, SettingsError, near_miss
 from pipeline.models.checkpoint import build
 from pipeline.models.size import macs, parameters
@@ -123,8 +123,8 @@ class Channel:
         found = groups(network, image)
         ratios = self._ratios(found)
         origin = self._before_first_round(spec, network)
-        judged = judge(self.importance, spec, network, found, batches, self.seed)
-        blocks = self._blocks(judged, ratios, widths(origin))
+        scored = score_channels(self.importance, spec, network, found, batches, self.seed)
+        blocks = self._blocks(scored, ratios, widths(origin))
         measure = self._measure(spec, origin)
 
         def kept(count: int) -> float:
@@ -139,7 +139,7 @@ class Channel:
         else:
             self._check_reach(spec, kept(len(blocks)) if blocks else None)
             step = math.ceil(len(blocks) / _PROBES) if self.target == "keep_latency" else 1
-            count = _fewest(kept, share, len(blocks), step)
+            count = _minimum(kept, share, len(blocks), step)
         removed = remove_(network, image, _by_layer(blocks[:count]))
         timed = self._timed(share, *measure(network)) if self.target == "keep_latency" else {}
         if not timed and self._round == self._rounds:
@@ -149,7 +149,7 @@ class Channel:
         )
 
     def _arguments(self) -> dict[str, Any]:
-        """Return what this pruner was told, for the plan."""
+        """Return the settings of this pruner, for the plan."""
         return {
             self.target: self.keep,
             "importance": self.importance,
@@ -230,13 +230,13 @@ class Channel:
 
     def _blocks(
         self,
-        judged: Sequence[tuple[Group, Tensor]],
+        scored: Sequence[tuple[Group, Tensor]],
         ratios: Mapping[str, float],
         origin: Mapping[str, tuple[int, int]],
     ) -> list[_Block]:
         """Return every block of channels that may go, in the order in which they shall; `origin` says what widths were."""
         blocks: list[_Block] = []
-        for group, score in judged:
+        for group, score in scored:
             order = torch.argsort(score, stable=True)
             lost = origin[group.layer][1] - len(score)
             for start, stop in _runs(len(score), self.round_to, ratios[group.layer], lost):
@@ -278,15 +278,15 @@ def _runs(channels: int, size: int, max_ratio: float, lost: int = 0) -> Iterable
         start = stop
 
 
-def _fewest(kept: Callable[[int], float], target: float, total: int, step: int) -> int:
+def _minimum(kept: Callable[[int], float], target: float, total: int, step: int) -> int:
     """Return a count at which ``kept(count) <= target``, at most `step` above one at which it is not.
 
     ``kept(total)`` is known to be so, and ``kept(0)`` is taken not to be.
     """
-    fewest, enough = 0, total
-    while enough - fewest > step:
-        middle = (fewest + enough) // 2
-        fewest, enough = (fewest, middle) if kept(middle) <= target else (middle, enough)
+    too_few, enough = 0, total
+    while enough - too_few > step:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if kept(middle) <= target else (middle, enough)
     return enough
 
 

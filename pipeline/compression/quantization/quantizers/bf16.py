@@ -15,7 +15,7 @@ from onnx import TensorProto, version_converter
 from pipeline.compression.quantization.calibration import check_images
 from pipeline.compression.quantization.half import halve
 from pipeline.compression.quantization.writing import check_target, write
-from pipeline.export.onnx_graph import network_of
+from pipeline.export.preprocessing import network_of
 from pipeline.protocols import Metrics
 
 _OPSET = 22

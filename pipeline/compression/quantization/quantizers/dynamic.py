@@ -22,7 +22,7 @@ from pipeline.compression.quantization.calibration import check_images
 from pipeline.compression.quantization.proof import count_operators
 from pipeline.compression.quantization.writing import check_target, weights_of, write
 from pipeline.errors import ModelError
-from pipeline.export.onnx_graph import network_of
+from pipeline.export.preprocessing import network_of
 from pipeline.protocols import Metrics
 
 _MIDDLE = 128

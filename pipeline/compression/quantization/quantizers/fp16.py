@@ -14,11 +14,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from pipeline.compression.quantization.calibration import Images, check_images, pixel_scale_and_shift, ranges
+from pipeline.compression.quantization.calibration import Images, check_images, ranges
 from pipeline.compression.quantization.half import halve
 from pipeline.compression.quantization.writing import check_target, write
 from pipeline.errors import ModelError
-from pipeline.export.onnx_graph import network_of
+from pipeline.export.preprocessing import network_of, normalisation_of
 from pipeline.protocols import Metrics
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Fp16:
         source = onnx.load(onnx_file)
         network = network_of(source)
         check_images(calibration, source)
-        seen = ranges(network, Images(calibration, *pixel_scale_and_shift(source)))
+        seen = ranges(network, Images(calibration, normalisation_of(source)))
         name, largest = max(((name, max(map(abs, found))) for name, found in seen.items()), key=lambda found: found[1])
         if largest > float(np.finfo(np.float16).max):
             raise ModelError(

@@ -25,7 +25,7 @@ from torch import nn
 from pipeline.compression.quantization.calibration import check_images
 from pipeline.compression.quantization.writing import check_target, weights_of, write
 from pipeline.errors import ModelError
-from pipeline.export.onnx_graph import network_of
+from pipeline.export.preprocessing import network_of
 from pipeline.protocols import Metrics
 
 WORTH = 0.5

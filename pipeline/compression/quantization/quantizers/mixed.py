@@ -2,7 +2,7 @@
 
 Starts from static quantization. What a layer costs is measured with that layer alone in int8: the mean Kullback-Leibler
 divergence of the answers from those of the float model, on a quarter of the calibration images that set no range. Then
-the dearest layers go back to float, one after another, until the budget holds. This is the ranking by single layers of Wu
+the most sensitive layers go back to float, one after another, until the budget holds. This is the ranking by single layers of Wu
 et al., "Integer Quantization for Deep Learning Inference" (https://arxiv.org/abs/2004.09602), section 5.2 ("partial
 quantization"), with the model's own answers for labels.
 
@@ -11,6 +11,7 @@ Each layer in float costs speed, on both of its sides: count what is left in the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Collection
@@ -28,6 +29,7 @@ from pipeline.compression.quantization.quantizers.static import Calibrated, Stat
 from pipeline.compression.quantization.writing import check_target, write
 from pipeline.errors import ModelError
 from pipeline.protocols import Metrics
+from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 
 RECORD_FILE = "mixed.json"
@@ -107,7 +109,7 @@ class Mixed:
         }
 
     def _rank(self, measure: _Measure) -> list[dict[str, Any]]:
-        """Return each layer with what it costs to have that one alone in int8, dearest first."""
+        """Return each layer with what it costs to have that one alone in int8, most sensitive first."""
         names = [node.name for node in measure.layers]
         found = []
         for node in measure.layers:
@@ -167,10 +169,8 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _answers(file: Path, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    runner = OnnxRunner(file)
-    found = next(iter(runner({"image": images}).values()))
-    runner.close()
-    return found
+    with contextlib.closing(OnnxRunner(file)) as runner:
+        return next(iter(answer(runner, {"image": images}).values()))
 
 
 COMPONENT = Mixed

@@ -33,14 +33,13 @@ from pipeline.compression.quantization.calibration import (
     Method,
     Range,
     check_images,
-    pixel_scale_and_shift,
     ranges,
 )
 from pipeline.compression.quantization.columns import fold_columns
 from pipeline.compression.quantization.proof import count_operators
 from pipeline.compression.quantization.quant_plan import take_ranges
 from pipeline.compression.quantization.writing import check_target, write
-from pipeline.export.onnx_graph import NORMALISED, network_of, prepend
+from pipeline.export.preprocessing import NORMALISED, network_of, normalisation_of, put_back
 from pipeline.machine import cpu
 from pipeline.protocols import Metrics
 
@@ -48,7 +47,7 @@ _OPERATORS = {"cpu": ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "GlobalAv
                       "Flatten", "Reshape", "Transpose", "Concat"],
               "tensorrt": ["Conv", "Gemm", "MatMul", "Add"]}  # fmt: skip
 _CALCULATING = {"Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "Concat"}
-"""Operators that are quantized by themselves; the others are where their input is."""
+"""Operators that are quantized on their own; the others are where their input is."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Static:
         calibration: how a range comes from the values seen: minmax takes all of them, percentile leaves out the
             outermost, entropy keeps the distribution closest to the float one.
         percentile: share of values inside the range, in per cent; for percentile only.
-        fold: whether neighbouring columns are folded into channels (see `_columns`), for cpu only: auto folds where this
+        fold: whether neighbouring columns are folded into channels (see `columns`), for cpu only: auto folds where this
             machine has VNNI, as it costs products to save copies.
         reduce_range: weights in 7 bits, for CPUs without VNNI: there no sum of two products overflows then (see
             `pipeline.compression.quantization.saturation`). It costs a bit of precision everywhere.
@@ -116,7 +115,7 @@ class Static:
             onnx.save(network, Path(scratch) / "float.onnx")
             quant_pre_process(Path(scratch) / "float.onnx", prepared, skip_symbolic_shape=True)
             network = onnx.load(prepared)
-        images = Images(calibration, *pixel_scale_and_shift(source))
+        images = Images(calibration, normalisation_of(source))
         found = ranges(network, images, self.calibration, self.percentile)
         return Calibrated(source, network, {**found, **take_ranges(source)})
 
@@ -126,10 +125,10 @@ class Static:
         The nodes that `keep_float` names stay float, and so does what is between them.
         """
         source = calibrated.source
-        pixels = _pixel_quantization(*pixel_scale_and_shift(source)) if target == "cpu" else None
+        pixels = normalisation_of(source).as_quantization() if target == "cpu" else None
         quantized = self._insert_pairs(calibrated, target, pixels, keep_float)
         if pixels is None or not _take_pixels(quantized, source):
-            _put_preprocessing_back(quantized, source)
+            put_back(quantized, source)
         if target == "tensorrt":
             _keep_fused_branches_float(quantized)
         else:
@@ -184,17 +183,6 @@ def _limits(found: Range) -> TensorData:
     return TensorData(lowest=np.float32(found[0]), highest=np.float32(found[1]))
 
 
-def _pixel_quantization(scale: NDArray[np.float32], shift: NDArray[np.float32]) -> dict[str, Any] | None:
-    """Return the scale and zero point under which raw pixels are the normalised image, or None if channels differ.
-
-    The zero point is the mean rounded to a whole pixel value: an error of half a grey level at most.
-    """
-    zero_points = np.round(-shift / scale)
-    if len(np.unique(scale)) > 1 or len(np.unique(zero_points)) > 1 or not 0 <= zero_points.flat[0] <= 255:
-        return None
-    return {"scale": np.array(scale.flat[0]), "zero_point": np.array(zero_points.flat[0], np.uint8)}
-
-
 def _take_pixels(quantized: onnx.ModelProto, source: onnx.ModelProto) -> bool:
     """Feed raw pixels to what took the quantized input, in place; False where something takes the input as floats."""
     takers = [node for node in quantized.graph.node if NORMALISED in node.input]
@@ -210,15 +198,6 @@ def _take_pixels(quantized: onnx.ModelProto, source: onnx.ModelProto) -> bool:
     del quantized.graph.input[:]
     quantized.graph.input.append(image)
     return True
-
-
-def _put_preprocessing_back(quantized: onnx.ModelProto, source: onnx.ModelProto) -> None:
-    """Put `source`'s float preprocessing before `quantized`, in place."""
-    del quantized.graph.input[:]
-    quantized.graph.input.append(source.graph.input[0])
-    names = {"pixel_scale", "pixel_shift"}
-    quantized.graph.initializer.extend(t for t in source.graph.initializer if t.name in names)
-    prepend(quantized, [node for node in source.graph.node if node.name.startswith("preprocess/")])
 
 
 def _keep_fused_branches_float(model: onnx.ModelProto) -> None:
@@ -241,7 +220,7 @@ def _keep_fused_branches_float(model: onnx.ModelProto) -> None:
 def _hold_float(model: onnx.ModelProto, names: Collection[str]) -> None:
     """Put, in place, a Max that changes nothing behind each product among the nodes `names`.
 
-    ONNX Runtime gives a product between two quantized tensors int8 weights by itself, one scale for all channels. It does
+    ONNX Runtime gives a product between two quantized tensors int8 weights on its own, one scale for all channels. It does
     so only where QuantizeLinear follows, directly or behind an activation.
     """
     graph = model.graph

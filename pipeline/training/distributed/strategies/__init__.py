@@ -1,0 +1,1 @@
+"""How processes share a network, one strategy per file."""

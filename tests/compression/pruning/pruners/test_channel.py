@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from pipeline import components
 from pipeline.compression.pruning import latency
 from pipeline.compression.pruning.groups import groups
-from pipeline.compression.pruning.importance import BATCHES, judge
+from pipeline.compression.pruning.importance import BATCHES, score_channels
 from pipeline.compression.pruning.pruners.channel import Channel, _runs
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
@@ -41,7 +41,7 @@ def batches(count=BATCHES):
 def scores(network, importance, seed=0, images=()):
     """Group -> scores"""
     found = groups(network, torch.zeros(1, *SHAPE))
-    return {group.layer: each for group, each in judge(importance, SPEC, network, found, iter(images), seed)}
+    return {group.layer: each for group, each in score_channels(importance, SPEC, network, found, iter(images), seed)}
 
 
 def in_rounds(network, pruner, count):
@@ -224,7 +224,7 @@ def test_bn_scale_without_batch_norms_is_refused(network):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(module, name, nn.Identity())
     with pytest.raises(
-        ModelError, match=r"importance 'bn_scale' judges a channel by the scale of its batch norms, and no "
+        ModelError, match=r"importance 'bn_scale' scores a channel by the scale of its batch norms, and no "
     ):
         Channel(keep_macs=0.5, importance="bn_scale")(SPEC, network, iter(()))
 

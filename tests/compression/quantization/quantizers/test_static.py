@@ -5,21 +5,16 @@ import collections
 import numpy as np
 import onnx
 import pytest
+from exact import exact_answers
 
 from pipeline import components
 from pipeline.compression.quantization import writing
 from pipeline.compression.quantization.proof import count_operators
-from pipeline.compression.quantization.quantizers import static
 from pipeline.compression.quantization.quantizers.static import Static
 from pipeline.errors import ModelError, SettingsError
 from pipeline.export import tensorrt
-from pipeline.runners.onnx_runner import OnnxRunner
 
 CALIBRATION = 200
-
-
-def answers(file, images):
-    return OnnxRunner(file)({"image": images})["logits"]
 
 
 @pytest.fixture(scope="module", params=["cpu", "cpu folded", "tensorrt"])
@@ -40,7 +35,7 @@ def plain_file(digits, float_file, tmp_path_factory):
 
 def test_int8_answers_nearly_as_float_does(form, digits, float_file):
     images = digits[0][CALIBRATION:]
-    expected, found = answers(float_file, images), answers(form[1], images)
+    expected, found = exact_answers(float_file, images), exact_answers(form[1], images)
     assert np.abs(found - expected).mean() < 0.03 * np.abs(expected).max()
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
 
@@ -48,8 +43,8 @@ def test_int8_answers_nearly_as_float_does(form, digits, float_file):
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_int8_takes_any_batch(form, digits, batch):
     images = digits[0][:64]
-    together = answers(form[1], images)
-    np.testing.assert_allclose(answers(form[1], images[:batch]), together[:batch], atol=1e-4)
+    together = exact_answers(form[1], images)
+    np.testing.assert_allclose(exact_answers(form[1], images[:batch]), together[:batch], atol=1e-4)
 
 
 def test_on_a_cpu_everything_from_the_pixels_on_is_integer(form):
@@ -67,7 +62,7 @@ def test_folding_columns_changes_no_bit(form, plain_file, digits):
     kind, file, _ = form
     if kind == "cpu folded":
         assert any("columns" in node.name for node in onnx.load(file).graph.node)
-        np.testing.assert_array_equal(answers(file, digits[0]), answers(plain_file, digits[0]))
+        np.testing.assert_array_equal(exact_answers(file, digits[0]), exact_answers(plain_file, digits[0]))
     else:
         assert not any("columns" in node.name for node in onnx.load(file).graph.node)
 
@@ -121,16 +116,9 @@ def test_it_is_smaller_and_the_metadata_is_kept(form, float_file):
 def test_other_calibrations_hold_too_and_print_nothing(calibration, digits, float_file, tmp_path, capfd):
     Static(calibration=calibration)(float_file, digits[0][:CALIBRATION], tmp_path / "model.onnx", "cpu")
     images = digits[0][CALIBRATION:]
-    agreement = answers(tmp_path / "model.onnx", images).argmax(1) == answers(float_file, images).argmax(1)
+    agreement = exact_answers(tmp_path / "model.onnx", images).argmax(1) == exact_answers(float_file, images).argmax(1)
     assert agreement.mean() > 0.9
     assert capfd.readouterr().out == ""
-
-
-def test_channels_of_different_brightness_are_normalised_in_float():
-    scale, shift = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in ([0.02, 0.01], [-2, -1]))
-    assert static._pixel_quantization(scale, shift) is None
-    same = static._pixel_quantization(scale[:, :1], shift[:, :1])
-    assert (float(same["scale"]), int(same["zero_point"])) == (pytest.approx(0.02), 100)
 
 
 @pytest.mark.parametrize(

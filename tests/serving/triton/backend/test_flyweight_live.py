@@ -1,9 +1,7 @@
-"""What model.py hands over of the live requests, and that it depends on nobody: its `Sampler` with a real `Relay`."""
+"""What is handed over of the live requests, and that it depends on nobody: the `Sampler` with a real `Relay`."""
 
-import importlib.util
 import math
 import random
-import sys
 import threading
 import time
 import types
@@ -12,21 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline.serving.promotion.relay import Relay, Wanted, socket_path
-from pipeline.serving.triton.repository import BACKEND
 
 
 @pytest.fixture
-def model(monkeypatch):
-    """The module, with a stand-in for what Triton gives to it."""
-    utils = types.ModuleType("triton_python_backend_utils")
-    utils.InferenceResponse = lambda tensors: dict(tensors)
-    utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
-    utils.Logger = types.SimpleNamespace(log_warn=print, log_info=lambda text: None)
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
-    spec = importlib.util.spec_from_file_location("flyweight_sampled_model", BACKEND)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "_give", lambda name, array: (name, array))
+def live(load, monkeypatch):
+    module = load("flyweight_live")
+    monkeypatch.setattr(module.pb_utils, "InferenceResponse", lambda tensors: dict(tensors))
+    monkeypatch.setattr(module, "give", lambda name, array: (name, array))
     monkeypatch.setattr(module.Sampler, "_LOOK_SECONDS", 0.01)
     return module
 
@@ -51,8 +41,8 @@ def champion(feed):
 
 
 @pytest.fixture
-def sampler(model, home):
-    return model.Sampler(socket_path("proxy").parent, "proxy", "3", champion)
+def sampler(live, home):
+    return live.Sampler(socket_path("proxy").parent, "proxy", "3", champion)
 
 
 def wanted(**changed):
@@ -159,9 +149,9 @@ def test_what_a_killed_promoter_left_is_nobody(sampler):
         wait(lambda: sampler.share)  # and its thread lives
 
 
-def test_the_path_may_be_longer_than_a_socket_allows(model, home, monkeypatch):
+def test_the_path_may_be_longer_than_a_socket_allows(live, home, monkeypatch):
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(home / ("long" * 40) / "triton_repo"))
-    sampler = model.Sampler(socket_path("proxy").parent, "proxy", "3", champion)
+    sampler = live.Sampler(socket_path("proxy").parent, "proxy", "3", champion)
     with Relay("proxy", wanted(), lambda feed: {}, 1):
         wait(lambda: sampler.share)
 
@@ -176,7 +166,9 @@ def test_the_share_is_what_was_asked_for(sampler):
     assert not any(sampler.wants() for _ in range(1000))
 
 
-def test_a_batch_keeps_its_order_whoever_answers(model, sampler):
+def test_a_batch_keeps_its_order_whoever_answers(load, sampler, monkeypatch):
+    model = load("model")
+    monkeypatch.setattr(model, "give", lambda name, array: (name, array))
     made = model.TritonPythonModel()
     made.sampler, made.batched = sampler, True
     made._feed = lambda request: request

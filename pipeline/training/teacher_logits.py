@@ -1,4 +1,4 @@
-"""What a teacher said of every training image, kept on disk: several stages ask it about the very same views.
+"""A teacher's logits for every training image, kept on disk: several stages need them of the very same views.
 
 A file is named after the weights, the images and the arithmetic, so it never goes out of date; it may be deleted at any
 time.
@@ -21,9 +21,9 @@ from pipeline.models.spec import SPEC_FILE
 
 
 def file(teacher: Path, data: Path, precision: str) -> Path:
-    """Return where the answers of the checkpoint `teacher` to the training split of `data` are, or would be.
+    """Return where the logits of the checkpoint `teacher` for the training split of `data` are, or would be.
 
-    `precision` tells answers apart that were calculated in different ways, such as ``cpu bf16``.
+    `precision` tells logits apart that were calculated in different ways, such as ``cpu bf16``.
     """
     weights, spec = (sha256(teacher / name) for name in (checkpoint.WEIGHTS_FILE, SPEC_FILE))
     images = sha256(data / "manifest.json")

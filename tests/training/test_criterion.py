@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from training_jobs import FIT, PLAIN, curves, job, run, same, weights
+
+from pipeline.data.manifest import load_manifest
+from pipeline.models import checkpoint
+from pipeline.settings.schema import Component, Distributed
+from pipeline.training.criterion import Criterion
+from pipeline.training.distributed.launch import launch
+from pipeline.training.fit import new_spec
+from pipeline.training.loop import Training
+
+LOSS = Component(name="training_toys:FixedStart")
+SHORT = FIT.model_copy(update={"amp": "off", "horizontal_flip": True, "random_erasing": 0.5})
+
+
+@pytest.fixture
+def teacher(tiny_data, tmp_path):
+    spec = new_spec(PLAIN, load_manifest(tiny_data))
+    torch.manual_seed(2)
+    checkpoint.save(tmp_path / "teacher", spec, checkpoint.build(spec))
+    return tmp_path / "teacher"
+
+
+def test_without_a_loss_it_is_the_cross_entropy_with_smoothed_labels():
+    logits, labels = torch.randn(6, 4), torch.arange(6) % 4
+    value = Criterion(None, 0.1, torch.device("cpu"))(logits, None, labels)
+    assert torch.equal(value, F.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
+def test_a_loss_need_not_be_a_module():
+    criterion = Criterion(Component(name="training_toys:Difference"), 0.0, torch.device("cpu"))
+    assert float(criterion(torch.ones(2, 3), torch.zeros(2, 3), torch.zeros(2))) == 1.0
+
+
+def test_what_a_loss_has_is_learned_beside_the_network_and_kept_out_of_the_checkpoint(tiny_data, teacher, tmp_path):
+    the_job = job(tiny_data, tmp_path, SHORT, PLAIN, teacher=teacher, loss=LOSS)
+    training = Training(the_job)
+    before = {name: tensor.clone() for name, tensor in training.criterion.named_parameters()}
+    training.run_epoch()
+    changed = {
+        name.removeprefix("loss.")
+        for name, tensor in training.criterion.named_parameters()
+        if not tensor.equal(before[name])
+    }
+    assert changed == {"log_temperature", "projection.weight", "projection.bias", "unused"}, "unused: weight decay"
+    decayed, spared = training.optimizer.param_groups
+    held = dict(training.criterion.named_parameters())
+    assert any(one is held["loss.projection.weight"] for one in decayed["params"])
+    assert any(one is held["loss.log_temperature"] for one in spared["params"])
+    assert set(weights(run(the_job))) == {"conv.weight", "conv.bias", "head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_whose_loss_learns_is_resumed_bit_for_bit(tiny_data, teacher, tmp_path, optimizer):
+    fit = SHORT.model_copy(update={"optimizer": optimizer, "lr": 0.01})
+    whole = run(job(tiny_data, tmp_path / "whole", fit, PLAIN, teacher=teacher, loss=LOSS))
+    broken = job(tiny_data, tmp_path / "broken", fit, PLAIN, teacher=teacher, loss=LOSS)
+    Training(broken).run_epoch()
+    resumed = run(broken)
+    assert curves(resumed) == curves(whole) and same(resumed, whole)
+
+
+def in_processes(the_job, out, processes=2, **more):
+    out.mkdir(parents=True, exist_ok=True)
+    task = {"job": the_job.model_dump(mode="json"), "out": str(out), **more}
+    launch("workers:train", task, Distributed(nproc=processes), out)
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.fixture
+def toys(monkeypatch):
+    """Let worker processes import what tests share."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "toys"))
+
+
+@pytest.mark.integration
+def test_in_two_processes_a_loss_stays_one_and_is_resumed(tiny_data, teacher, tmp_path, toys):
+    def the_job(where, loss):
+        fit = SHORT.model_copy(update={"epochs": 2})
+        return job(tiny_data, tmp_path / where, fit, PLAIN, teacher=teacher, loss=loss)
+
+    drawn = the_job("drawn", Component(name="training_toys:LearnedTemperature"))
+    one, two = in_processes(drawn, tmp_path / "drawn", epochs=1)
+    assert one == two and one["begun"] != one["ended"]
+    one, two = in_processes(drawn, tmp_path / "drawn")
+    assert one == two and one["ended"]["loss.calls"] == 20
+    whole, broken = the_job("whole", LOSS), the_job("broken", LOSS)
+    ended = in_processes(whole, tmp_path / "whole")[0]["ended"]
+    in_processes(broken, tmp_path / "broken", epochs=1)
+    assert in_processes(broken, tmp_path / "broken")[0]["ended"] == ended
+    assert curves(broken.out) == curves(whole.out) and same(broken.out, whole.out)
+
+
+@pytest.mark.integration
+def test_one_and_two_processes_learn_the_same_from_the_same_views(tiny_data, teacher, tmp_path, toys):
+    """Batch norm and buffers aside, a curve does not depend on the number of processes."""
+    fit = SHORT.model_copy(update={"epochs": 2, "lr": 0.02})
+    jobs = [
+        job(tiny_data, tmp_path / str(count), fit, PLAIN, teacher=teacher, loss=Component(name="kd"))
+        for count in (1, 2)
+    ]
+    for count, the_job in enumerate(jobs, 1):
+        in_processes(the_job, tmp_path / str(count), count)
+    alone, together = (curves(the_job.out) for the_job in jobs)
+    for one, two in zip(alone, together, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    one, two = (weights(the_job.out) for the_job in jobs)
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, two[name], rtol=1e-3, atol=1e-5)
