@@ -22,6 +22,7 @@ from pathlib import Path
 from pipeline import components
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(:[A-Za-z_]\w*)?")
+_COMPONENT = re.compile(r"[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _FILE = re.compile(r"[\w-][\w./-]*\.\w+")
 
 
@@ -208,7 +209,12 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         texts = [one.value for one in node.args[:2] if isinstance(one, ast.Constant) and isinstance(one.value, str)]
-        if called in {"find", "build"} and len(texts) == 2 and texts[0] in components.KINDS:
+        if (
+            called in {"find", "build"}
+            and len(texts) == 2
+            and texts[0] in components.KINDS
+            and _COMPONENT.fullmatch(texts[1])
+        ):
             self.quoted.add(module_of(*texts))
         self.generic_visit(node)
 

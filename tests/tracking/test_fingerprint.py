@@ -129,6 +129,23 @@ def test_the_code_of_a_training_process_counts_although_it_is_named_by_strings(c
     assert _changed(before) >= LEARNING
 
 
+def test_what_is_imported_by_a_name_made_at_run_time_counts():
+    found = fingerprint.needs(TRAIN, schema.load("demo")).files
+    assert "pipeline.training.distributed.strategies.ddp" in found
+    assert "pipeline.serving.triton.backend.model" in fingerprint.needs(STAGES["evaluate"], schema.load("demo")).files
+
+
+def test_every_module_that_the_sources_name_in_a_string_is_there():
+    """A string that lost its module in a move would be missed without a word."""
+    gone = []
+    for path in PACKAGE.rglob("*.py"):
+        found = closure._names(path)
+        for name in (*found.quoted, *found.packages):
+            if name.startswith("pipeline.") and closure._locate(name) is None:
+                gone.append(f"{path.relative_to(PACKAGE)}: {name}")
+    assert gone == []
+
+
 def test_a_stage_counts_for_itself_alone(copy):
     before = _all()
     _edit(copy / "stages" / "train.py")

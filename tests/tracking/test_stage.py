@@ -31,7 +31,7 @@ def stage(mlflow_server, monkeypatch, tmp_path):
     settings = config.parse({})
 
     def use(function, **options):
-        monkeypatch.setitem(tracking.STAGES, "fake", Stage("fake", "A test.", section="expectations"))
+        monkeypatch.setitem(tracking.STAGES, "fake", Stage("fake", "A test.", "prove", section="expectations"))
         monkeypatch.setitem(sys.modules, "pipeline.stages.fake", types.SimpleNamespace(fake=function))
         lines: list[str] = []
         call = {"pipeline": "p-" + tmp_path.name, "say": lines.append, **options}
@@ -97,7 +97,7 @@ def test_a_mendable_failure_keeps_its_evidence_and_is_never_reused(stage):
     assert rest.tags_of(run)["flyweight.error"] == "INFEASIBLE: too slow"
     assert rest.artifact(ids[0], "verdict.json") == b"{}"
     with pytest.raises(FlyweightError, match="that run is FAILED; only a FINISHED run can be an input"):
-        inputs.find_inputs(Stage("next", "", inputs={"x": "fake"}), {"x": ids[0]})
+        inputs.find_inputs(Stage("next", "", "prove", inputs={"x": "fake"}), {"x": ids[0]})
 
 
 def test_a_skipped_stage_says_why_and_is_looked_at_again(stage):
@@ -108,7 +108,7 @@ def test_a_skipped_stage_says_why_and_is_looked_at_again(stage):
     second, _ = stage(work)
     assert first.status == second.status == "skipped"
     assert first.run_id != second.run_id
-    found = inputs.find_inputs(Stage("next", "", inputs={"x": "fake"}), {"x": first.run_id})
+    found = inputs.find_inputs(Stage("next", "", "prove", inputs={"x": "fake"}), {"x": first.run_id})
     assert found["x"].identity == "skipped: no GPU here"  # so what comes after may still be reused
 
 
@@ -140,7 +140,7 @@ def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
         from pipeline.graph import Stage
         def fake(config, *, out):
             os.kill(os.getpid(), signal.SIGKILL)
-        tracking.STAGES["fake"] = Stage("fake", "A test.", section="expectations")
+        tracking.STAGES["fake"] = Stage("fake", "A test.", "prove", section="expectations")
         sys.modules["pipeline.stages.fake"] = types.SimpleNamespace(fake=fake)
         tracking.run_stage("fake", config.parse({}), {}, pipeline="ghost")
     """)
