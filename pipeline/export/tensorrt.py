@@ -13,8 +13,6 @@ import importlib
 import importlib.util
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,12 +22,13 @@ from typing import Any, Literal
 
 from pipeline.errors import ModelError
 from pipeline.machine import places
+from pipeline.machine.gpu import Gpu
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 MODULES: dict[Builder, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
 PACKAGES: dict[Builder, str] = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13-bindings"}
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120", "SM121")
-"""What TensorRT-RTX builds for: all that it knows but Turing (SM75), for which it has no float32 matrix product."""
+"""What TensorRT-RTX builds for: all that it knows except Turing (SM75), for which it has no float32 matrix product."""
 WORKSPACE_BYTES = 1 << 30
 _TAKE_OUT = "replace that operator in the model, or take the candidate out of build_tensorrt.candidates"
 _CURES = (
@@ -55,29 +54,6 @@ _CURES = (
     (r"", _TAKE_OUT),
 )
 """What a refusal (``operator: reason``) matches -> what to do about it; the first that matches."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """The first GPU of this machine."""
-
-    name: str
-    driver: str
-    compute_capability: str
-    """As in ``SM89``."""
-
-
-def find_gpu() -> Gpu | None:
-    """Return the first GPU that the driver's own tool lists, or None."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
-    if answer.returncode or not answer.stdout.strip():
-        return None
-    name, driver, capability = (part.strip() for part in answer.stdout.splitlines()[0].split(","))
-    return Gpu(name, driver, f"SM{capability.replace('.', '')}")
 
 
 def missing(builder: Builder, gpu: Gpu | None) -> str | None:
@@ -189,7 +165,7 @@ def build(
 
     Args:
         builder: which library.
-        onnx_file: strongly typed by itself; int8 as symmetric Q/DQ pairs.
+        onnx_file: strongly typed; int8 as symmetric Q/DQ pairs.
         shapes: name of each input -> its shape without the batch axis.
         profile: smallest, most usual and largest batch.
         gpu: where the engine will run, or None to build ahead of time.
