@@ -58,7 +58,7 @@ def _whole(directory: Path) -> Iterator[Path]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one of the two commands; return the exit code (2: the user can mend it)."""
+    """Run one of the two commands; return the exit code (2: the user can repair it)."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.data", description=__doc__)
     parser.add_argument("command", choices=["fetch", "prepare"])
     parser.add_argument("name", help="a file of pipeline/data/datasets/, without .py")

@@ -22,14 +22,13 @@ from typing import Any, Literal
 
 from pipeline.errors import ModelError
 from pipeline.machine import places
-from pipeline.machine.gpu import Gpu as Gpu
-from pipeline.machine.gpu import find_gpu as find_gpu
+from pipeline.machine.gpu import Gpu
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
 MODULES: dict[Builder, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
 PACKAGES: dict[Builder, str] = {"tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13-bindings"}
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120", "SM121")
-"""What TensorRT-RTX builds for: all that it knows but Turing (SM75), for which it has no float32 matrix product."""
+"""What TensorRT-RTX builds for: all that it knows except Turing (SM75), for which it has no float32 matrix product."""
 WORKSPACE_BYTES = 1 << 30
 _TAKE_OUT = "replace that operator in the model, or take the candidate out of build_tensorrt.candidates"
 _CURES = (
@@ -166,7 +165,7 @@ def build(
 
     Args:
         builder: which library.
-        onnx_file: strongly typed by itself; int8 as symmetric Q/DQ pairs.
+        onnx_file: strongly typed; int8 as symmetric Q/DQ pairs.
         shapes: name of each input -> its shape without the batch axis.
         profile: smallest, most usual and largest batch.
         gpu: where the engine will run, or None to build ahead of time.

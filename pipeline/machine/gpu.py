@@ -1,4 +1,4 @@
-"""The GPU of this machine, as the driver's own tool describes it."""
+"""The GPU of this machine, as the driver's own tool names it. Imports no CUDA library."""
 
 from __future__ import annotations
 

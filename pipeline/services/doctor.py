@@ -20,6 +20,7 @@ from packaging.version import Version
 from pipeline.errors import FlyweightError
 from pipeline.export import tensorrt
 from pipeline.machine import cpu, places, workspace
+from pipeline.machine.gpu import find_gpu
 from pipeline.services import services
 from pipeline.services.airflow_settings import password_file
 
@@ -121,13 +122,13 @@ def _processor() -> Iterator[Check]:
 
 
 def _graphics() -> Iterator[Check]:
-    gpu = tensorrt.find_gpu()
+    gpu = find_gpu()
     found = f"{gpu.name}, driver {gpu.driver}, {gpu.compute_capability}" if gpu else "none; training runs on the CPU"
     yield Check("GPU", True if gpu else None, found, "" if gpu else "none needed: every stage runs without")
 
 
 def _tensorrt() -> Iterator[Check]:
-    gpu = tensorrt.find_gpu()
+    gpu = find_gpu()
     reasons = {builder: tensorrt.missing(builder, gpu) for builder in tensorrt.MODULES}
     ready = [builder for builder, reason in reasons.items() if reason is None]
     if ready:

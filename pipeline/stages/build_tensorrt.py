@@ -20,6 +20,7 @@ from pipeline.data.split import Split, open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import tensorrt
 from pipeline.files import sha256
+from pipeline.machine.gpu import Gpu, find_gpu
 from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
@@ -56,7 +57,7 @@ def build_tensorrt(config: BuildTensorrt, *, data: Path, candidates: Path, servi
     measured. Raises `Skipped` where no builder can run or it is off, and `ModelError` naming the node that a builder
     refuses.
     """
-    gpu = tensorrt.find_gpu()
+    gpu = find_gpu()
     builder, reason = choose(config.builder, gpu)
     if builder is None:
         save(out, Engines(skipped=reason))
@@ -83,7 +84,7 @@ def build_tensorrt(config: BuildTensorrt, *, data: Path, candidates: Path, servi
     return {key: value for engine in built for key, value in _metrics(engine).items()}
 
 
-def choose(wanted: str, gpu: tensorrt.Gpu | None) -> tuple[tensorrt.Builder | None, str]:
+def choose(wanted: str, gpu: Gpu | None) -> tuple[tensorrt.Builder | None, str]:
     """Return the builder that `wanted` (the setting ``build_tensorrt.builder``) means on this machine, or None and why."""
     if wanted == "off":
         return None, "build_tensorrt.builder is 'off'"
@@ -98,7 +99,7 @@ def choose(wanted: str, gpu: tensorrt.Gpu | None) -> tuple[tensorrt.Builder | No
     return None, f"build_tensorrt.builder is {wanted!r}: {'; '.join(reasons)}"
 
 
-def _why_not_measured(gpu: tensorrt.Gpu | None) -> str | None:
+def _why_not_measured(gpu: Gpu | None) -> str | None:
     if gpu is None:
         return "built ahead of time, for a GPU that is not here: neither latency nor answers were measured"
     if not torch.cuda.is_available():
@@ -111,7 +112,7 @@ def _build(
     candidate: Candidate,
     candidates: Path,
     profile: Profile,
-    gpu: tensorrt.Gpu | None,
+    gpu: Gpu | None,
     out: Path,
 ) -> Engine:
     """Build one engine and write it with all that stands beside it. Raises `ModelError`."""

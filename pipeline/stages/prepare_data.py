@@ -155,7 +155,7 @@ def _reproduce(target: str) -> None:
     if process.returncode == 0:
         return
     text = "\n".join(line for line in said[-30:] if line)
-    if "exited with 2" in text:  # our own command says so where the user can mend it
+    if "exited with 2" in text:  # our own command says so where the user can repair it
         raise DataError(f"`dvc repro {target}` failed:\n{text}")
     raise RuntimeError(f"`dvc repro {target}` failed with {process.returncode}:\n{text}")
 

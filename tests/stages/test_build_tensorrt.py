@@ -16,6 +16,7 @@ from pipeline.data.split import open_split
 from pipeline.errors import ModelError, Skipped
 from pipeline.export import onnx_graph, tensorrt
 from pipeline.files import sha256
+from pipeline.machine.gpu import Gpu
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier, load_spec
@@ -26,7 +27,7 @@ from pipeline.settings.schema import BuildTensorrt, Serving
 from pipeline.stages import build_tensorrt as stage
 from pipeline.stages.build_tensorrt import build_tensorrt, choose
 
-GPU = tensorrt.Gpu("Test GPU", "580.1", "SM89")
+GPU = Gpu("Test GPU", "580.1", "SM89")
 needs_rtx = pytest.mark.skipif(
     tensorrt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed"
 )
@@ -67,7 +68,7 @@ def built(listed, digits_data, tmp_path_factory):
     """(what the stage wrote, its metrics), built ahead of time even where there is a GPU"""
     out = tmp_path_factory.mktemp("engines")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensorrt, "find_gpu", lambda: None)
+        patch.setattr(stage, "find_gpu", lambda: None)
         config = BuildTensorrt(builder="tensorrt_rtx")
         serving = Serving(max_batch_size=16)
         return out, build_tensorrt(config, data=digits_data, candidates=listed, serving=serving, out=out)
@@ -138,7 +139,7 @@ def test_on_a_gpu_answers_and_latency_are_measured(listed, digits_data, tmp_path
             self.onnx.close()
 
     layers = (tensorrt.Layer("conv", "CaskConvolution", ("Row major Int8 format",)),)
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: GPU)
+    monkeypatch.setattr(stage, "find_gpu", lambda: GPU)
     monkeypatch.setattr(tensorrt, "missing", lambda builder, gpu: None)
     monkeypatch.setattr(tensorrt, "module", lambda builder: type("library", (), {"__version__": "10.0"}))
     monkeypatch.setattr(tensorrt, "build", lambda *given: tensorrt.Plan(b"plan", layers, "engine", {"Layers": []}))
@@ -244,7 +245,7 @@ def test_what_is_pruned_and_quantized_becomes_an_engine(float_graph, quantizer, 
 
 @needs_rtx
 def test_the_cpu_form_is_refused_with_node_and_cure(listed, digits_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
+    monkeypatch.setattr(stage, "find_gpu", lambda: None)
     config = BuildTensorrt.model_construct(builder="tensorrt_rtx", candidates=("int8",))
     with pytest.raises(
         ModelError, match=r"tensorrt_rtx refuses int8/model.onnx: node '.*' \(DequantizeLinear\)"
@@ -256,7 +257,7 @@ def test_the_cpu_form_is_refused_with_node_and_cure(listed, digits_data, tmp_pat
 
 @needs_rtx
 def test_a_changed_onnx_file_is_refused(listed, digits_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
+    monkeypatch.setattr(stage, "find_gpu", lambda: None)
     (tmp_path / "in" / "pruned").mkdir(parents=True)
     (tmp_path / "in" / "candidates.json").write_text((listed / "candidates.json").read_text())
     (tmp_path / "in" / "pruned" / "model.onnx").write_bytes(b"other")
@@ -289,7 +290,7 @@ def test_auto_takes_tensorrt_on_a_gpu_and_rtx_without(monkeypatch):
 )
 def test_where_nothing_can_build_the_reason_is_kept_and_raised(wanted, reason, monkeypatch, tmp_path):
     monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
+    monkeypatch.setattr(stage, "find_gpu", lambda: None)
     with pytest.raises(Skipped, match=reason.replace("(", r"\(")):
         build_tensorrt(
             BuildTensorrt(builder=wanted), data=tmp_path, candidates=tmp_path, serving=Serving(), out=tmp_path

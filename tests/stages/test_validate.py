@@ -107,7 +107,7 @@ def failures(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 NAMED = {
     "label 11": "train: every label is one of 0 to 9; observed: not so for 1 of 745, "
     "e.g. train/part-00000.arrow row 17 (label 11): label 11",
-    "leak": "train: no image is in another split too, but for expectations.max_leaked_images = 0; observed: not so for 1 of 745, "
+    "leak": "train: no image is in another split too, except for expectations.max_leaked_images = 0; observed: not so for 1 of 745, "
     "e.g. train/part-00000.arrow row 5 (label 3): also in test/part-00000.arrow row 9 (label 4)",
     "NaN": "train: no pixel is missing (null or NaN); observed: not so for 1 of 745, e.g. train/part-00001.arrow row 3 (label ",
     "floats": "train/part-00001.arrow: image type fixed_size_list<item: float>[64]",

@@ -67,7 +67,7 @@ def ranges(
     """Return (lowest, highest) of every float tensor between the operators of `network`, its input among them.
 
     Args:
-        network: float, from `NORMALISED`, its shapes known but for the batch.
+        network: float, from `NORMALISED`, its shapes known except for the batch.
         images: what sets the ranges.
         method: minmax keeps all values; percentile and entropy leave out the outermost.
         percentile: share of the values that stay inside the range, in per cent; for percentile only.

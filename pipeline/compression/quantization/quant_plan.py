@@ -1,6 +1,6 @@
 """What a network must round so that it answers as its integer graph, read from that graph.
 
-Tensors of the graph are found in PyTorch by their values on a few images, since the exporter names and numbers them anew,
+Tensors of the graph are found in PyTorch by their values on a few images, since the exporter renames and renumbers them,
 and so are its weights. So whatever wrote the graph, and whatever it left float, training rounds at the same places.
 
 What training learned goes back the same way: as ranges by tensor in the metadata of the float graph, which the quantizer

@@ -2,11 +2,11 @@
 
 With VNNI (or on ARM) products of 8-bit numbers are summed in 32 bits. Without it, ONNX Runtime's kernels for unsigned
 activations and signed weights use VPMADDUBSW, which adds two neighbouring products ``u8 * s8 + u8 * s8`` in 16 bits and
-cuts the sum off at -32768 and 32767 (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
+saturates the sum to int16, -32768 to 32767 (https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html).
 255 * 127 + 255 * 127 = 64770, so two large weights side by side over bright pixels give a wrong sum, without any sign
 of it.
 
-The same integers are computed here twice, exactly and cut off. Convolutions and matrix products are done in NumPy and the
+The same integers are computed here twice, exactly and saturated to int16. Convolutions and matrix products are done in NumPy and the
 rest of the graph by ONNX Runtime, operator by operator, so that what one layer gets wrong reaches the next. (Its kernels
 for unsigned weights sum in 32 bits everywhere.) Neighbours are those along the dimension that is summed over: for a
 convolution the channels of one pixel under the kernel, then the next pixel, which is how ONNX Runtime lays them out. A sum
@@ -34,7 +34,7 @@ from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import open_session, session_options
 
 WITH_32_BIT_SUMS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-"""CPU flags, as the operating system names them, under which no sum is cut off."""
+"""CPU flags, as the operating system names them, under which no sum saturates."""
 EVERYWHERE = "any CPU"
 WITH_VNNI = "only CPUs with VNNI, AMX or ARM's dot products"
 TOLERATED = 0.001
@@ -51,11 +51,11 @@ class Saturation(BaseModel):
     accuracy: float
     """Share of the images that exact sums answer rightly."""
     saturated_accuracy: float
-    """The same with sums cut off at 16 bits."""
+    """The same with sums saturated to int16."""
     changed: float
     """Share of the images for which another class is predicted."""
     saturating_operators: int
-    """Operators in which at least one sum is cut off on these images."""
+    """Operators in which at least one sum saturates on these images."""
     valid_on: str
     """The CPUs on which the answers are those of exact sums, in words."""
     needs: tuple[str, ...]
@@ -66,7 +66,7 @@ class Saturation(BaseModel):
 def without_vnni(int8_file: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Saturation:
     """Compare the predictions of `int8_file` for raw images (N, C, H, W) with and without 16-bit sums.
 
-    The result is the same on every machine. A file without products of uint8 and int8 has nothing that is cut off.
+    The result is the same on every machine. A file without products of uint8 and int8 has nothing that saturates.
     Raises `ModelError` where ONNX Runtime cannot load it or it is in the form for tensorrt.
     """
     network = Emulation(int8_file)
@@ -98,17 +98,17 @@ class Emulation:
         self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self._model.graph.initializer}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self.saturating: set[str] = set()
-        """Names of the operators in which a sum was cut off so far."""
+        """Names of the operators in which a sum saturated so far."""
         self.affected = any(self._is_product(node) for node in self._model.graph.node)
-        """Whether uint8 activations and int8 weights are multiplied anywhere: nothing else is cut off."""
+        """Whether uint8 activations and int8 weights are multiplied anywhere: nothing else saturates."""
         if not self.affected and any(_is_for_tensorrt(entry) for entry in onnx.load(file).metadata_props):
             raise ModelError(
                 f"{file} is in the form for tensorrt: only what a quantizer writes for target cpu is run where sums are "
-                f"cut off at 16 bits. Give the file of target cpu"
+                f"saturated to int16. Give the file of target cpu"
             )
 
     def __call__(self, images: NDArray[np.uint8], saturate: bool) -> NDArray[np.float32]:
-        """Raw images (N, C, H, W) -> logits (N, classes), with sums of two products cut off at 16 bits or not."""
+        """Raw images (N, C, H, W) -> logits (N, classes), with sums of two products saturated to int16 or not."""
         graph = self._model.graph
         source, output = graph.input[0].name, graph.output[0].name
         return answer(lambda inputs: self._run(inputs, saturate), {source: images}, BATCH)[output]
@@ -161,10 +161,10 @@ class _Sums:
     def product(self, left: NDArray[np.uint8], right: NDArray[np.int8]) -> NDArray[np.int64]:
         """(rows, K) uint8, (K, columns) int8 -> (rows, columns), each the sum over K."""
         exact = (left.astype(np.float64) @ right.astype(np.float64)).astype(np.int64)  # float64 is exact up to 2^53
-        return exact - self._cut_off(left, right) if self._saturate else exact
+        return exact - self._lost(left, right) if self._saturate else exact
 
-    def _cut_off(self, left: NDArray[np.uint8], right: NDArray[np.int8]) -> NDArray[np.int64]:
-        """Return how much of each sum 16 bits do not hold."""
+    def _lost(self, left: NDArray[np.uint8], right: NDArray[np.int8]) -> NDArray[np.int64]:
+        """Return how much of each sum int16 does not hold."""
         odd = len(right) % 2
         left, right = np.pad(left, ((0, 0), (0, odd))), np.pad(right, ((0, odd), (0, 0)))
         first, second = right[0::2].astype(np.int64), right[1::2].astype(np.int64)
@@ -299,7 +299,7 @@ def _value(name: str, array: NDArray) -> onnx.ValueInfoProto:
 
 
 def _sentence(changed: float, operators: int, valid: bool) -> str:
-    cut = f"On an x86 CPU without VNNI, sums are cut off in {operators} operators"
+    cut = f"On an x86 CPU without VNNI, sums saturate in {operators} operators"
     if valid:
         return f"{cut} and {changed:.2%} of the predictions change: the model is valid there too."
     return (

@@ -20,7 +20,7 @@ EXACT_HERE = cpu.describe().vnni or cpu.describe().machine != "x86_64"
 
 
 @pytest.mark.parametrize("length", [1, 6, 9])
-def test_each_pair_is_cut_off_at_16_bits_before_it_is_added(length):
+def test_each_pair_saturates_to_int16_before_it_is_added(length):
     chance = np.random.default_rng(length)
     left = chance.integers(128, 256, (5, length), dtype=np.uint8)
     right = chance.choice(np.array([-127, -90, 3, 90, 127], np.int8), (length, 4))
@@ -94,7 +94,7 @@ def test_weights_of_7_bits_are_valid_everywhere(float_file, images, tmp_path):
     assert "0.00% of the predictions change: the model is valid there too" in found.sentence
 
 
-def test_weights_of_8_bits_are_cut_off_somewhere(float_file, images, tmp_path):
+def test_weights_of_8_bits_saturate_somewhere(float_file, images, tmp_path):
     file = quantized(float_file, images, tmp_path / "model.onnx", fold="off")
     assert without_vnni(file, images[:16], LABELS[:16]).saturating_operators > 0
 
@@ -130,13 +130,13 @@ def doubtful(tmp_path):
 
 def test_predictions_that_hang_on_a_sum_are_found(doubtful):
     images = np.full((10, 1, 2, 2), 255, np.uint8)
-    images[5:] = 20  # too dark to be cut off
+    images[5:] = 20  # too dark to saturate
     found = without_vnni(doubtful, images, np.zeros(10, np.int64))
     assert (found.changed, found.saturating_operators) == (0.5, 1)
     assert (found.accuracy, found.saturated_accuracy) == (1, 0.5)
     assert found.valid_on == "only CPUs with VNNI, AMX or ARM's dot products"
     assert "avx2" not in found.needs and "avx512_vnni" in found.needs
-    assert "sums are cut off in 1 operators and 50.00% of the predictions change: serve it only where" in found.sentence
+    assert "sums saturate in 1 operators and 50.00% of the predictions change: serve it only where" in found.sentence
     assert "reduce_range: true" in found.sentence
 
 

@@ -1,4 +1,4 @@
-"""Dynamic quantization: int8 weights, and activations whose range is found anew for every batch. No calibration.
+"""Dynamic quantization: int8 weights, and activations whose range is found again for every batch. No calibration.
 
 For networks of matrix products whose activations differ much from input to input. **On convolutions it is slower than
 float**: ONNX Runtime has one plain integer kernel for them, whose sums go back to float before anything else is done
