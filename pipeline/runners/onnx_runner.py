@@ -8,8 +8,21 @@ from typing import Any
 
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from pipeline.errors import ModelError
+
+ERRORS: tuple[type[Exception], ...] = (
+    *(
+        kind
+        for kind in vars(onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+    RuntimeError,
+    ValueError,
+    TypeError,
+)
+"""What ONNX Runtime raises, at load and at work: its own kinds have no common base except `Exception`."""
 
 
 class OnnxRunner:
@@ -29,7 +42,7 @@ class OnnxRunner:
             self._session = onnxruntime.InferenceSession(
                 str(file), session_options(threads), providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # ONNX Runtime's errors have no common base but Exception
+        except ERRORS as error:
             raise ModelError(f"ONNX Runtime cannot load {file}: {error}") from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 

@@ -74,7 +74,7 @@ def verify_served(
 
 
 def _ask(client: Client, serving: Serving, name: str, split: Split, count: int) -> NDArray[np.float32]:
-    """Return the served logits (count, classes) of the first `count` images, a full batch a request."""
+    """Return the served logits (count, classes) of the first `count` images, one full batch per request."""
     parts = []
     for start in range(0, count, serving.max_batch_size):
         images = split.slice(start, min(start + serving.max_batch_size, count))
