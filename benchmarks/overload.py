@@ -75,7 +75,7 @@ class Overload:
     capacity_after: float
     offered: float
     goodput: float
-    """Good answers a second to base and surge together, while the surge lasted."""
+    """Good answers per second to base and surge together, while the surge lasted."""
     answered_p99_ms: float
     """Of the surge's requests that were answered."""
     refused: int

@@ -92,7 +92,7 @@ class Figures:
     """One measurement."""
 
     throughput: float
-    """Good answers a second."""
+    """Good answers per second."""
     p50_ms: float
     p99_ms: float
     failures: int

@@ -14,7 +14,7 @@ from pipeline.errors import ModelError
 
 _KINDS = (kind for kind in vars(onnxruntime_pybind11_state).values() if isinstance(kind, type))
 ERRORS: tuple[type[Exception], ...] = (
-    *(kind for kind in _KINDS if issubclass(kind, Exception)), RuntimeError, ValueError
+    *(kind for kind in _KINDS if issubclass(kind, Exception)), RuntimeError, ValueError, TypeError
 )  # fmt: skip
 """All that ONNX Runtime raises: its own errors have no common base except Exception."""
 

@@ -76,7 +76,7 @@ def verify_served(
 
 
 def _ask(client: Client, serving: Serving, name: str, split: Split, count: int) -> NDArray[np.float32]:
-    """Return the served logits (count, classes) of the first `count` images, a full batch a request."""
+    """Return the served logits (count, classes) of the first `count` images, a full batch per request."""
     found = answer(
         lambda inputs: client.infer(serving.model, inputs).outputs,
         {name: split.slice(0, count)},

@@ -114,7 +114,7 @@ def test_reconcile_says_what_it_did_and_what_a_person_must_do(stand, tmp_path):
     stand.fake.unload("proxy")
     code, said = run("reconcile", *QUICK)
     assert code == 0
-    assert said.splitlines() == ["- proxy: version 1 is not loaded, not READY (put right)", "proxy serves version 1"]
+    assert said.splitlines() == ["- proxy: version 1 is not loaded, not READY (repaired)", "proxy serves version 1"]
     (tmp_path / "triton_repo" / "proxy" / "2.tmp").mkdir()
     error, said = run("reconcile", *QUICK)
     assert isinstance(error, FlyweightError) and "Move it away" in str(error)

@@ -33,7 +33,7 @@ class ServerSide:
     executions: int
     """Batches that the model was given."""
     mean_batch: float
-    """Requests a batch, weighted by batches; 0 where there was none."""
+    """Requests per batch, weighted by batches; 0 where there was none."""
     batches: Mapping[int, int]
     """Size -> how many of it were formed."""
     queue_ms: float

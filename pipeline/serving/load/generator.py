@@ -1,8 +1,8 @@
 """The load generator's own process: requests go out as a plan says, and each answer is timed.
 
 Started by `pipeline.serving.load.processes` as ``python -m pipeline.serving.load.generator PLAN``. It connects, prints a line, waits
-until it is told when to begin, prints a line (JSON) at the end of each window, and last a line with all it has seen. It
-ends by itself after the last window, or when its standard input is closed. Knows the standard library alone, so that it
+until it hears when to begin, prints a line (JSON) at the end of each window, and last a line with all it has seen. It
+ends on its own after the last window, or when its standard input is closed. Knows the standard library alone, so that it
 starts at once and leaves the processor to the server.
 
 Each request belongs to the window in which it was *due*, whenever its answer comes, so none is left out for being slow.
@@ -35,7 +35,7 @@ class Window:
     failures: Counter[str] = field(default_factory=Counter)
     """gRPC status -> failed requests that were due in it."""
     refused: Histogram = field(default_factory=Histogram)
-    """The same nanoseconds of those failed requests: how long it took to be told."""
+    """The same nanoseconds of those failed requests: how long it took to hear of it."""
     answered: int = 0
     """Good answers that arrived in it."""
     waited: int = 0

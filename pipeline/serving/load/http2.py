@@ -3,7 +3,7 @@
 A load generator on the server's own machine takes away the processor that it wants to measure: a call through the grpc
 package costs about 110 microseconds of Python, one through this file about 10. It knows as much of HTTP/2 (RFC 9113),
 HPACK (RFC 7541) and gRPC over HTTP/2 as unary calls of pre-serialised messages need: requests are the same headers each
-time, the peer is told to keep no header table, so that every answer's status stands in plain bytes, and what the answers
+time, the peer is asked to keep no header table, so that every answer's status stands in plain bytes, and what the answers
 hold is counted but not read. Flow control is honoured in both directions.
 """
 

@@ -1,7 +1,7 @@
 """How many requests a served model answers in a second, and how fast: load from processes of its own, honestly measured.
 
 Two kinds of load: `Closed` keeps a number of requests in flight, `Open` sends at a rate whatever comes back. Either runs in
-`pipeline.serving.load.generator`, which costs the server's machine some tens of microseconds of processor time a request; more
+`pipeline.serving.load.generator`, which costs the server's machine some tens of microseconds of processor time per request; more
 such processes are started where one was not enough. A measurement is three windows after a warm-up. It is stable when
 neither throughput nor mean latency of the three differ by more than 10 %, as NVIDIA's perf_analyzer has it; with
 patience it goes on until they do.
@@ -72,14 +72,14 @@ def run(
     Args:
         model: its name in Triton.
         version: of the model; the highest that is served if empty.
-        inputs: name -> (M, ...), one row a request, cast to what the model takes; the first 256 rows are sent in turn.
+        inputs: name -> (M, ...), one row per request, cast to what the model takes; the first 256 rows are sent in turn.
         load: what is sent when.
         seconds: length of the measurement: of its three windows together.
         url: ``host:port`` of Triton's gRPC endpoint.
         warmup: seconds before counting starts.
         patience: further windows that may pass until the last three are stable.
         processes: of the generator; None starts with one and doubles them until they have time to spare.
-        watch: is told how far it is.
+        watch: is called with how far it is.
 
     Raises:
         TritonError: the model is not there.

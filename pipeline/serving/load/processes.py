@@ -49,14 +49,14 @@ def drive(
     watch: Watch | None = None,
     until_stable: bool = True,
 ) -> Seen:
-    """Run one generator process a plan, side by side, until the last windows are stable or the plans end.
+    """Run one generator process per plan, side by side, until the last windows are stable or the plans end.
 
     Args:
         plans: what each process is to do. One with a ``program`` is run by that Python file in the generator's place,
             which must read and print the same lines.
         requests: what is sent in turn.
         snapshot: is called at the beginning of the first window and at each window's end.
-        watch: is told how far it is.
+        watch: is called with how far it is.
         until_stable: whether stable windows end it early.
     """
     last, window = int(plans[0]["windows"]), float(plans[0]["window"])
@@ -155,7 +155,7 @@ class _Generator:
 
 @contextlib.contextmanager
 def _generators(plans: Sequence[Mapping[str, Any]], requests: Sequence[bytes]) -> Iterator[list[_Generator]]:
-    """Start one connected process a plan; none is left afterwards."""
+    """Start one connected process per plan; none is left afterwards."""
     with tempfile.TemporaryDirectory(prefix="flyweight-load-") as directory, contextlib.ExitStack() as stack:
         names = [f"{index}.request" for index in range(len(requests))]
         for name, request in zip(names, requests, strict=True):

@@ -17,7 +17,7 @@ NOTHING = "–"
 
 
 def load_table(model: str, found: Sweep) -> Table:
-    """Return a line a load, times in ms; the knee is bold, and what must not be believed has a mark."""
+    """Return one line per load, times in ms; the knee is bold, and what must not be believed has a mark."""
     import rich.box
     from rich.table import Table
 
@@ -56,7 +56,7 @@ def notes(found: Sweep) -> list[str]:
 
 
 def load_figure(model: str, found: Sweep) -> Figure:
-    """Latency against throughput, a point a load, the knee marked."""
+    """Latency against throughput, one point per load, the knee marked."""
     from pipeline.report import plots
 
     figure, axes = plots.blank(f"{model}: latency against throughput", 6.4, 4.0)
@@ -106,7 +106,7 @@ def tuning_table(tuning: Tuning) -> Table:
     from rich.table import Table
 
     drawn = Table(title=f"settings under {tuning.load}")
-    for head in ("copies", "threads", "batch", "delay us", "score", "answers/s", "p99 ms", "turns", ""):
+    for head in ("instances", "threads", "batch", "delay us", "score", "answers/s", "p99 ms", "turns", ""):
         drawn.add_column(head, justify="right")
     for trial in ranked(tuning.trials):
         one = trial.serving

@@ -32,7 +32,7 @@ class Open:
     """Requests sent at a rate."""
 
     rate: float
-    """Requests a second."""
+    """Requests per second."""
     arrivals: Literal["poisson", "constant"] = "poisson"
     seed: int = 17
 
@@ -65,7 +65,7 @@ class LoadResult:
     errors: Mapping[str, int]
     """gRPC status -> failed requests."""
     throughput: float
-    """Good answers a second."""
+    """Good answers per second."""
     mean_ms: float
     p50_ms: float
     p90_ms: float

@@ -24,7 +24,7 @@ from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
 
 LEVELS = (1, 2, 4, 8, 16, 32, 64)
-"""Requests in flight of a sweep that was not told otherwise."""
+"""Requests in flight of a sweep that names no others."""
 _PATIENCE = 2 * WINDOWS
 _WARMUP_SECONDS = 1.0
 _SILENT = {"UNAVAILABLE", "DEADLINE_EXCEEDED"}

@@ -1,6 +1,6 @@
 """Which serving settings are best here, for this model and the budget's load: searched by measuring, never by belief.
 
-Coordinate search over copies with their threads, largest batch and queue delay: along one of them at a time all values
+Coordinate search over instances with their threads, largest batch and queue delay: along one of them at a time all values
 are loaded side by side and race: the worse half is dropped and the rest measured more often, until one is left
 (successive halving, Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943). Within a race all take turns, forth
 and back, so that whatever else the machine does hits all alike.
@@ -39,7 +39,7 @@ class Figures(Protocol):
 
     @property
     def throughput(self) -> float:
-        """Good answers a second."""
+        """Good answers per second."""
 
     @property
     def p99_ms(self) -> float:
@@ -165,8 +165,8 @@ def score(figures: Figures, p99_ms: float | None) -> float:
 def along(serving: Serving, axis: str, cores: int, concurrency: int) -> list[Serving]:
     """Return `serving` and what differs from it along one axis only."""
     changes: list[dict[str, int]]
-    if axis == "copies":
-        changes = [{"instances": copies, "threads": threads} for copies, threads in copies_and_threads(cores)]
+    if axis == "instances":
+        changes = [{"instances": instances, "threads": threads} for instances, threads in instances_and_threads(cores)]
     elif axis == "batch":
         useful = next((size for size in BATCHES if size >= concurrency), BATCHES[-1])
         changes = [{"max_batch_size": size} for size in BATCHES if size <= useful]
@@ -180,10 +180,15 @@ def along(serving: Serving, axis: str, cores: int, concurrency: int) -> list[Ser
     return found
 
 
-def copies_and_threads(cores: int) -> list[tuple[int, int]]:
-    """Return (copies, threads of each) that are worth a try: all cores, half of them, and twice as many copies."""
+def instances_and_threads(cores: int) -> list[tuple[int, int]]:
+    """Return (instances, threads of each) that are worth a try: all cores, half of them, and twice as many instances."""
     halves = {1 << power for power in range(cores.bit_length())} | {cores}
-    pairs = {(copies, share // copies) for share in (cores, cores // 2) for copies in halves if 0 < copies <= share}
+    pairs = {
+        (instances, share // instances)
+        for share in (cores, cores // 2)
+        for instances in halves
+        if 0 < instances <= share
+    }
     return sorted(pairs | {(2 * cores, 1)})
 
 
@@ -211,7 +216,7 @@ def _ratio(new: float, was: float) -> float:
 
 
 def _axes(batches: bool) -> tuple[str, ...]:
-    return ("copies", "batch", "delay") if batches else ("copies",)
+    return ("instances", "batch", "delay") if batches else ("instances",)
 
 
 def _turns(count: int) -> int:

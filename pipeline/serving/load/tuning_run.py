@@ -31,7 +31,7 @@ _LONGEST_NAME = 40
 
 
 def promoted(model: str) -> Artifact:
-    """Return the newest version of `model` that Triton is told to serve, as an artifact. Raises `FlyweightError`."""
+    """Return the newest version of `model` that its config names, as an artifact. Raises `FlyweightError`."""
     directory = places.triton_repository() / model
     versions = repository.served_versions(directory)
     file = directory / str(versions[-1]) / repository.MODEL_FILE if versions else directory

@@ -1,6 +1,6 @@
 """Trying a candidate on live requests before it goes live: as a canary, which answers some of them, or as a shadow.
 
-The champion's copies hand a share of their requests over (`relay`). Each of these is asked of the candidate and of a
+The champion's instances hand a share of their requests over (`relay`). Each of these is asked of the candidate and of a
 *baseline*, the champion's own files under another name, in random order and over the same way: so both see the same
 inputs, at the same time, with nothing else to do, and what is compared is the two models and not the load on them. (The
 baseline beside the canary: https://netflixtechblog.com/automated-canary-analysis-at-netflix-with-kayenta-3260bc7acc69.)
@@ -47,10 +47,10 @@ from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.schema import Promote
 
 _THREADS = 2
-"""Requests that may be tried at once; more copies of the champion than that get one each. A share that is more than these can
+"""Requests that may be tried at once; more instances of the champion than that get one each. A share that is more than these can
 do is cut short: what is tried costs the machine several times what a request does, and hundreds are enough."""
 _COPIES_SECONDS = 10.0
-"""In which the champion's copies, who look once a second, must have come."""
+"""In which the champion's instances, who look once a second, must have come."""
 _LOOK_SECONDS = 0.1
 
 
@@ -95,7 +95,7 @@ def check(change: Change, previous: int | None, config: Promote) -> None:
         )
     if any(tensor.HasField("reshape") for tensor in (*champion.input, *champion.output)):
         raise PromotionError(
-            f"{asked}but {change.model} has tensors of which a request has one number a row: Triton shows them to the model "
+            f"{asked}but {change.model} has tensors of which a request has one number per row: Triton shows them to the model "
             f"in another shape than to clients. Promote without it"
         )
     if config.max_error_rate == 0.0 or config.live_max_other == 0.0:
@@ -113,39 +113,39 @@ def run(change: Change, previous: int, config: Promote) -> Outcome:
         TritonError: the server cannot be reached.
     """
     _load_baseline(change, previous)
-    copies = _copies(change, previous)
-    threads = max(_THREADS, copies)
+    instances = _instances(change, previous)
+    threads = max(_THREADS, instances)
     seen: queue.SimpleQueue[Pair] = queue.SimpleQueue()
     trial = _Trial(change, config, seen)
     wanted = Wanted(
         previous,
         config.live_share,
         config.live_test == "canary",
-        threads // copies,
+        threads // instances,
         config.live_timeout_ms / 1e3,
     )
     with Relay(change.model, wanted, trial.ask, threads) as relay:
-        _wait_for_copies(relay, change, previous)
+        _wait_for_instances(relay, change, previous)
         start = change.control.served(change.model).get(previous)
         begin = time.monotonic()
-        judge = Judge(config)
+        evaluator = Evaluator(config)
         while True:
             time.sleep(_LOOK_SECONDS)
             while not seen.empty():
-                judge.add(seen.get())
+                evaluator.add(seen.get())
             passed = time.monotonic() - begin
-            report("tried requests", done=judge.count, total=max(config.live_requests, judge.count))
+            report("tried requests", done=evaluator.count, total=max(config.live_requests, evaluator.count))
             _still_there(relay, change)
-            if judge.verdict() != "undecided" or passed > config.live_s:
+            if evaluator.verdict() != "undecided" or passed > config.live_s:
                 break
         now = change.control.served(change.model).get(previous)
     requests = now.answered - start.answered if now and start else 0
-    figures = {**judge.figures(), "kind": config.live_test, "share": config.live_share, "requests": requests}
+    figures = {**evaluator.figures(), "kind": config.live_test, "share": config.live_share, "requests": requests}
     figures |= {"seconds": round(passed, 3)}
-    return Outcome(judge.verdict(), judge.reason(passed), figures)
+    return Outcome(evaluator.verdict(), evaluator.reason(passed), figures)
 
 
-class Judge:
+class Evaluator:
     """The three limits and what is known of them.
 
     Args:
@@ -313,19 +313,19 @@ def _load_baseline(change: Change, previous: int) -> None:
     change.control.load(name, change.load_timeout)
 
 
-def _copies(change: Change, version: int) -> int:
-    """Return how many copies of the champion there are."""
+def _instances(change: Change, version: int) -> int:
+    """Return how many instances of the champion there are."""
     config = files.read_config(change.version_directory(version) / files.CONFIG_FILE)
     return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 
-def _wait_for_copies(relay: Relay, change: Change, version: int) -> None:
+def _wait_for_instances(relay: Relay, change: Change, version: int) -> None:
     deadline = time.monotonic() + _COPIES_SECONDS
-    while not relay.copies:
+    while not relay.instances:
         _still_there(relay, change)
         if time.monotonic() > deadline:
             raise PromotionError(
-                f"no copy of {change.model} version {version} hands its requests over: it was promoted by a Flyweight that "
+                f"no instance of {change.model} version {version} hands its requests over: it was promoted by a Flyweight that "
                 f"could not, or its server does not see {places.serving()}. Promote without a live test"
             )
         time.sleep(_LOOK_SECONDS)

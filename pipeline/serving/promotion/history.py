@@ -68,8 +68,8 @@ def _say(entry: Mapping[str, Any], begun: Mapping[str, Any]) -> tuple[str, str] 
             )
         case ledger.WITHDRAWN:
             return "withdrawn", entry["reason"]
-        case ledger.MENDED:
-            return "mended" if not entry["advice"] else "found", entry["what"]
+        case ledger.REPAIRED | ledger.MENDED:
+            return "repaired" if not entry["advice"] else "found", entry["what"]
         case ledger.REMOVED:
             return "removed", "its files, by gc"
     return None

@@ -1,7 +1,7 @@
 """The ledger of promotions: one JSON line for each step, on disk before the next step begins.
 
 The ledger is the truth of what is to serve: the version that was last verified, or that was decided to go back to. The
-repository is what a restart would serve. Where they differ a change was interrupted, and the next one mends it first.
+repository is what a restart would serve. Where they differ a change was interrupted, and the next one repairs it first.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ WITHDRAWN = "withdrawn"
 """As ROLLED_BACK, where there was nothing to go back to: no version is to serve."""
 REVERTED = "reverted"
 """A rollback has been done."""
+REPAIRED = "repaired"
 MENDED = "mended"
+"""What REPAIRED was called in older ledgers."""
 REMOVED = "removed"
 _SETTLED = {VERIFIED, ROLLED_BACK, WITHDRAWN}
 

@@ -72,6 +72,6 @@ def _spend(look: int) -> float:
 
 
 def _since(start: Served, now: Served) -> Served:
-    if now.answered < start.answered:  # the server was restarted in between and counts anew
+    if now.answered < start.answered:  # the server was restarted in between and counts from zero again
         return now
     return Served(now.answered - start.answered, now.failed - start.failed, now.seconds - start.seconds)

@@ -71,12 +71,9 @@ def main(onnx: Path, asked: Path, answered: Path, threads: int) -> None:
     """Answer the inputs in `asked` and write the outputs to `answered`."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+    from pipeline.runners.onnx_runner import session_options
+
+    session = onnxruntime.InferenceSession(str(onnx), session_options(threads), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     feed = load_file(asked)
     for tensor in session.get_inputs():  # what has no axis of its own has one of length 1 for Triton and its clients
@@ -89,5 +86,5 @@ if __name__ == "__main__":
     model, asked_file, answered_file, count = sys.argv[1:]
     try:
         main(Path(model), Path(asked_file), Path(answered_file), int(count))
-    except Exception as error:  # ONNX Runtime's errors have no common base but Exception
+    except Exception as error:  # whatever it is, the promoter gets it in one line
         sys.exit(f"{type(error).__name__}: {error}")

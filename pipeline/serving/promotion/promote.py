@@ -1,7 +1,7 @@
 """How a model goes live without dropping a request.
 
 Each step is a line in the ledger before the next begins. Whatever is killed in between, the next promotion or
-`reconcile` first brings disk and server back to what was verified (`mend`), and the same promotion can be started again.
+`reconcile` first brings disk and server back to what was verified (`repair`), and the same promotion can be started again.
 
 1. begin      under the model's lock; the registered version becomes Triton's version
 2. stage      all files beside the repository, hashed and fsynced; the config is linted against the model
@@ -11,7 +11,7 @@ Each step is a line in the ledger before the next begins. Whatever is killed in 
               and what serves was never touched
 5. commit     rename(2) into place, then `config.pbtxt` with the policy "previous and new", then load **without** unload
 6. verify     index, version, attested hash and golden answers of what unpinned requests get. Else back to the previous
-7. observe    failures, p99 and drift for a while (`observe`). A breach goes back to the previous by itself
+7. observe    failures, p99 and drift for a while (`observe`). A breach goes back to the previous on its own
 8. alias      ``champion`` and ``previous`` move in the registry
 
 Why each of them is as it is: docs/decisions/promotion.md. What to do when: docs/promotion.md.
@@ -34,7 +34,7 @@ from pipeline.serving.promotion import canary, ledger, preflight, probes
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.observe import observe
 from pipeline.serving.promotion.probes import Probes
-from pipeline.serving.promotion.repair import mend_or_raise
+from pipeline.serving.promotion.repair import repair_or_raise
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.control import Control, is_reachable, wait_until_gone
@@ -93,7 +93,7 @@ def promote(
     with disk.lock(model), disk.explained(model):
         change = Change(model, control, config.load_timeout_s)
         attested = artifact.sha256 if files.attests(serving) else None
-        mend_or_raise(change)
+        repair_or_raise(change)
         previous = change.serves()
         if previous is not None and _already_serves(change, artifact, serving, demanded, previous, attested):
             before = change.ledger.before(previous)
@@ -156,7 +156,7 @@ def refuse(change: Change, version: int, reason: str) -> None:
     """Note a refusal, tidy up and raise it as `PromotionError`."""
     change.ledger.append(ledger.REFUSED, version=version, reason=reason)
     disk.clear_staging(change.model)
-    with contextlib.suppress(TritonError):  # a server that hangs over the candidate holds on to it; `mend` says so
+    with contextlib.suppress(TritonError):  # a server that hangs over the candidate holds on to it; `repair` says so
         remove_models(change.control, change.candidate)
     raise PromotionError(f"{change.model} version {version} was refused, what served before serves on: {reason}")
 
@@ -172,7 +172,7 @@ def _version(
     """Return the version to serve: `wanted`, or one of these bytes that never came to serve, or a new one.
 
     Unpinned requests get the highest version, so one that nobody asked for by number must be above the one that serves.
-    The version that serves is never written anew: the same bytes under other settings are another version.
+    The version that serves is never written again: the same bytes under other settings are another version.
     """
     if wanted is not None and wanted != previous:
         files.check_version(wanted)

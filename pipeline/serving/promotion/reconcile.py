@@ -1,6 +1,6 @@
 """Comparing what should serve (ledger), what would after a restart (disk), what does (Triton) and what is said (registry).
 
-What can be put right is; for the rest it says what a person must do. It also ends what a killed promotion has begun: a
+What can be repaired is; for the rest it says what a person must do. It also ends what a killed promotion has begun: a
 verified version that was not observed to the end is observed now, and the alias follows what serves.
 """
 
@@ -16,7 +16,7 @@ from pipeline.serving.promotion import ledger
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.promote import CHAMPION, finish
 from pipeline.serving.promotion.pull import pull
-from pipeline.serving.promotion.repair import Finding, mend
+from pipeline.serving.promotion.repair import Finding, repair
 from pipeline.serving.triton import disk, golden
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.control import Control
@@ -35,7 +35,7 @@ class Report:
 
     @property
     def needs_a_person(self) -> list[Finding]:
-        """The findings that could not be put right."""
+        """The findings that could not be repaired."""
         return [finding for finding in self.findings if finding.advice]
 
 
@@ -50,7 +50,7 @@ def reconcile(serving: Serving, registry: Registry, control: Control, config: Pr
     files.check_name(model)
     with disk.lock(model), disk.explained(model):
         change = Change(model, control, config.load_timeout_s)
-        found = [*_restore(change, serving, registry), *mend(change)]
+        found = [*_restore(change, serving, registry), *repair(change)]
         version = change.serves()
         if version is not None and not any(finding.advice for finding in found):
             found += _end(change, registry, config, version)
@@ -77,7 +77,7 @@ def _restore(change: Change, serving: Serving, registry: Registry) -> list[Findi
             found.append(Finding(what, f"they cannot be fetched again ({error}); promote another version"))
         else:
             found.append(Finding(what))
-        change.ledger.append(ledger.MENDED, what=found[-1].what, advice=found[-1].advice)
+        change.ledger.append(ledger.REPAIRED, what=found[-1].what, advice=found[-1].advice)
     return found
 
 
@@ -124,5 +124,5 @@ def _end(change: Change, registry: Registry, config: Promote, version: int) -> l
             Finding(f"the registry's alias {CHAMPION} was on {alias or 'nothing'} and not on version {version}")
         )
     for finding in found:
-        change.ledger.append(ledger.MENDED, what=finding.what, advice="")
+        change.ledger.append(ledger.REPAIRED, what=finding.what, advice="")
     return found

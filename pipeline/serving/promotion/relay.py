@@ -27,43 +27,43 @@ _ACCEPT_SECONDS = 0.1
 
 
 def socket_path(model: str) -> Path:
-    """Return where the copies of `model` look for somebody who wants their requests."""
+    """Return where the instances of `model` look for somebody who wants their requests."""
     return places.serving() / "live" / f"{model}.sock"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the champion's copies are asked for."""
+    """What the champion's instances are asked for."""
 
     version: int
-    """Of the champion; the copies of others are asked for nothing."""
+    """Of the champion; the instances of others are asked for nothing."""
     share: float
     answers: bool
     """Whether what comes back is the answer to the request."""
-    most: int
-    """Requests that a copy may have out at once."""
+    maximum: int
+    """Requests that an instance may have out at once."""
     patience: float
-    """Seconds after which a copy answers itself what is still out."""
+    """Seconds after which an instance answers itself what is still out."""
 
 
 class Relay:
-    """Listens while the block runs, and calls `work` with each request that a copy hands over, in threads.
+    """Listens while the block runs, and calls `work` with each request that an instance hands over, in threads.
 
     Args:
         model: the champion.
-        wanted: what its copies are asked for.
+        wanted: what its instances are asked for.
         work: named arrays of one request in, what is to be answered out; nothing leaves it to the champion.
         threads: calls of `work` at once.
     """
 
     def __init__(self, model: str, wanted: Wanted, work: Callable[[Tensors], Tensors], threads: int) -> None:
-        self.copies = 0
+        self.instances = 0
         """Of the champion, that have said they are there."""
         self.error: BaseException | None = None
         """What ended a call of `work` that should not have failed."""
         self._path, self._wanted, self._work = socket_path(model), wanted, work
         self._ended = threading.Event()
-        self._handed: queue.SimpleQueue[tuple[_Copy, int, Tensors] | None] = queue.SimpleQueue()
+        self._handed: queue.SimpleQueue[tuple[_Instance, int, Tensors] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._answer, daemon=True) for _ in range(threads)]
         self._threads.append(threading.Thread(target=self._accept, daemon=True))
         self._connections: list[socket.socket] = []
@@ -101,39 +101,39 @@ class Relay:
                 connection, _ = self._listening.accept()
                 connection.settimeout(None)
                 self._connections.append(connection)
-                threading.Thread(target=self._read, args=(_Copy(connection),), daemon=True).start()
+                threading.Thread(target=self._read, args=(_Instance(connection),), daemon=True).start()
 
-    def _read(self, copy: _Copy) -> None:
-        """Take what a copy hands over until it goes away."""
-        with copy.connection, contextlib.suppress(OSError, EOFError):
-            said, _ = receive_message(copy.connection)
+    def _read(self, instance: _Instance) -> None:
+        """Take what an instance hands over until it goes away."""
+        with instance.connection, contextlib.suppress(OSError, EOFError):
+            said, _ = receive_message(instance.connection)
             ours = int(said["version"]) == self._wanted.version
-            copy.send(
+            instance.send(
                 {
                     "share": self._wanted.share if ours else 0.0,
                     "answers": self._wanted.answers,
-                    "most": self._wanted.most,
+                    "most": self._wanted.maximum,
                     "patience": self._wanted.patience,
                 }
             )
-            self.copies += ours
+            self.instances += ours
             while True:
-                said, tensors = receive_message(copy.connection)
-                self._handed.put((copy, int(said["id"]), tensors))
+                said, tensors = receive_message(instance.connection)
+                self._handed.put((instance, int(said["id"]), tensors))
 
     def _answer(self) -> None:
         while (handed := self._handed.get()) is not None and not self._ended.is_set():
-            copy, number, feed = handed
+            instance, number, feed = handed
             try:
                 answer = self._work(feed)
-            except Exception as error:  # told to whoever waits for the end; the champion answers
+            except Exception as error:  # for whoever waits for the end; the champion answers
                 self.error, answer = error, {}
             with contextlib.suppress(OSError):  # it has gone, and answers itself
-                copy.send({"id": number}, answer)
+                instance.send({"id": number}, answer)
 
 
-class _Copy:
-    """A copy of the champion; several threads answer it."""
+class _Instance:
+    """An instance of the champion; several threads answer it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection

@@ -1,6 +1,6 @@
 """Bringing disk and server back to what the ledger says, whatever an interrupted change or a foreign hand has left.
 
-Every promotion begins with it and `reconcile` is built on it, so there is one way in which things are put right.
+Every promotion begins with it and `reconcile` is built on it, so there is one way in which things are repaired.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.errors import PromotionError
 from pipeline.machine import places
 from pipeline.serving.promotion.change import RESTART, Change, stray_text, strays
-from pipeline.serving.promotion.ledger import MENDED
+from pipeline.serving.promotion.ledger import REPAIRED
 from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
@@ -26,34 +26,34 @@ class Finding:
 
     what: str
     advice: str = ""
-    """What a person must do; empty where it has been put right."""
+    """What a person must do; empty where it has been repaired."""
     blocks: bool = False
     """Whether nothing can be promoted before."""
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.advice}" if self.advice else f"{self.what} (put right)"
+        return f"{self.what}: {self.advice}" if self.advice else f"{self.what} (repaired)"
 
 
-def mend(change: Change) -> list[Finding]:
-    """Put right what can be, and return all that was found. Raises `TritonError` where the server cannot be reached."""
+def repair(change: Change) -> list[Finding]:
+    """Repair what can be repaired, and return all that was found. Raises `TritonError` where the server cannot be reached."""
     found: list[Finding] = []
     for finding in _look(change):
         found.append(finding)
-        change.ledger.append(MENDED, what=finding.what, advice=finding.advice)
+        change.ledger.append(REPAIRED, what=finding.what, advice=finding.advice)
         if finding.blocks:
             break
     return found
 
 
-def mend_or_raise(change: Change) -> None:
-    """Do what `mend` does. Raises `PromotionError` for what only a person can put right and nothing can go on without."""
-    for finding in mend(change):
+def repair_or_raise(change: Change) -> None:
+    """Do what `repair` does. Raises `PromotionError` for what only a person can repair and nothing can go on without."""
+    for finding in repair(change):
         if finding.blocks:
             raise PromotionError(str(finding))
 
 
 def _look(change: Change) -> Iterator[Finding]:
-    """Yield one finding after another, each already put right where that is possible."""
+    """Yield one finding after another, each already repaired where that is possible."""
     yield from _harmful(change)
     yield from _leftovers(change)
     version = change.ledger.serving_version()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.serving.promotion import ledger
 from pipeline.serving.promotion.change import Change
-from pipeline.serving.promotion.repair import mend_or_raise
+from pipeline.serving.promotion.repair import repair_or_raise
 from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.control import Control, states
@@ -24,7 +24,7 @@ def gc(model: str, control: Control, load_timeout: float = 60.0) -> dict[int, in
     files.check_name(model)
     with disk.lock(model), disk.explained(model):
         change = Change(model, control, load_timeout)
-        mend_or_raise(change)
+        repair_or_raise(change)
         keep = needed(change)
         freed = {}
         for version, directory in sorted(files.version_directories(change.directory).items()):

@@ -34,7 +34,7 @@ def rollback(model: str, control: Control, load_timeout: float = 60.0) -> int:
         change.ledger.append(ledger.ROLLED_BACK, version=target, previous=present)
         change.revert(target)
         if trouble := change.trouble(target):
-            raise TritonError(f"{model} was told to serve version {target} again: {trouble}. {RESTART}", "INTERNAL")
+            raise TritonError(f"{model} was asked to serve version {target} again: {trouble}. {RESTART}", "INTERNAL")
         seconds = time.perf_counter() - begin
         change.ledger.append(ledger.REVERTED, version=target, seconds=round(seconds, 4))
     return target

@@ -17,7 +17,7 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import ModelSpec, TensorSpec
-from pipeline.runners.onnx_runner import OnnxRunner
+from pipeline.runners.onnx_runner import ERRORS, OnnxRunner
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 
@@ -118,7 +118,7 @@ def _without_batch(spec: ModelSpec) -> ModelSpec:
 def _answers(runner: OnnxRunner, inputs: Mapping[str, NDArray], file: Path) -> dict[str, NDArray]:
     try:
         return dict(runner(inputs))
-    except Exception as error:  # ONNX Runtime's errors have no common base but Exception
+    except ERRORS as error:
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
         raise PromotionError(
             f"{file} does not take these inputs ({shapes}): {error}. Give some that it takes with --golden FILE.npz"

@@ -157,7 +157,7 @@ def _wanted(step: Step, tensors: Sequence[Any], names: Mapping[str, str], kind: 
     if unknown := sorted(names.keys() - there.keys()):
         raise PromotionError(f"step {step.model!r} has no {kind} {unknown}; it has {sorted(there)}")
     if kind == "inputs" and (missing := sorted(there.keys() - names.keys())):
-        raise PromotionError(f"step {step.model!r} is not told what to put into its inputs {missing}")
+        raise PromotionError(f"step {step.model!r} names nothing to put into its inputs {missing}")
     return {theirs: _Tensor(ours, there[theirs].data_type, tuple(there[theirs].dims)) for theirs, ours in names.items()}
 
 

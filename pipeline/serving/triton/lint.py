@@ -90,11 +90,11 @@ def _engine(artifact: Artifact, serving: Serving) -> Iterator[str]:
     if engine.builder != "tensorrt":
         yield f"its engine was built by {engine.builder}, which Triton cannot load: build_tensorrt.builder must be tensorrt"
     if engine.onnx_sha256 != artifact.sha256:
-        yield f"its engine was built from an ONNX file with SHA-256 {engine.onnx_sha256}, not {artifact.sha256}: build it anew"
+        yield f"its engine was built from an ONNX file with SHA-256 {engine.onnx_sha256}, not {artifact.sha256}: build it again"
     if artifact.spec.batched and serving.max_batch_size != engine.profile.max:
         yield (
             f"serving.max_batch_size is {serving.max_batch_size}, but its engine takes batches of {engine.profile.min} to "
-            f"{engine.profile.max}: set it to {engine.profile.max} or build the engine anew"
+            f"{engine.profile.max}: set it to {engine.profile.max} or build the engine again"
         )
 
 

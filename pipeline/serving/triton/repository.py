@@ -134,7 +134,7 @@ def attests(serving: Serving) -> bool:
 
 
 def labels_text(spec: ModelSpec) -> str:
-    """Return the content of the label file: one class a line, in the order of the first output; empty without labels."""
+    """Return the content of the label file: one class per line, in the order of the first output; empty without labels."""
     return "".join(f"{label}\n" for label in spec.labels)
 
 
@@ -147,7 +147,7 @@ def read_config(path: Path) -> Any:
 
 
 def served_versions(model_directory: Path) -> tuple[int, ...]:
-    """Return the versions that a model's config tells Triton to serve, in ascending order; none without a config."""
+    """Return the versions that a model's config names, in ascending order; none without a config."""
     path = model_directory / CONFIG_FILE
     return tuple(sorted(read_config(path).version_policy.specific.versions)) if path.exists() else ()
 
@@ -288,7 +288,7 @@ def _dynamic_batching(serving: Serving) -> ModelDynamicBatching:
 
 
 def _parameters(serving: Serving) -> list[tuple[str, str]]:
-    """What a backend is told beside the interface: its threads, and model.py the limits of the queue."""
+    """What a backend gets beside the interface: its threads, and model.py the limits of the queue."""
     if serving.backend == "onnxruntime":
         return [("intra_op_thread_count", str(serving.threads)), ("inter_op_thread_count", "1")]
     if serving.backend == "tensorrt":

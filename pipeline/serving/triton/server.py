@@ -177,7 +177,7 @@ def libpython_directory() -> Path:
 
 
 def _shared_memory_prefix(repository: Path, port: int) -> str:
-    """Of this server alone, so that what it leaves behind when it is killed can be told from what others use."""
+    """Of this server alone, so that what it leaves behind when it is killed can be distinguished from what others use."""
     return f"flyweight_{hashlib.sha256(str(repository).encode()).hexdigest()[:8]}_{port}_"
 
 

@@ -1,6 +1,6 @@
 """Inputs handed to a Triton on the same machine in shared memory, instead of through a socket.
 
-It pays for large tensors alone: below some 100 kB a request the bookkeeping costs more than the copies that it saves.
+It pays for large tensors alone: below some 100 kB per request the bookkeeping costs more than the copies that it saves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Certificates of Triton's gRPC endpoint: which files they are, and what server and client are told of them.
+"""Certificates of Triton's gRPC endpoint: which files they are, and what server and client need to know of them.
 
 The directory that ``FLYWEIGHT_TRITON_TLS`` names holds `CA`, on the server also `SERVER_CERTIFICATE` and `SERVER_KEY`, and
 where clients must show who they are (``FLYWEIGHT_TRITON_MUTUAL_TLS=1``) on each client `CLIENT_CERTIFICATE` and

@@ -12,12 +12,12 @@ def test_of_one_queue_with_random_arrivals_it_is_at_half_the_capacity():
     assert rates[knee(points)] == 500.0
 
 
-@pytest.mark.parametrize("copies", [4, 8])
-def test_of_a_server_with_so_many_copies_it_is_where_all_are_just_busy(copies):
+@pytest.mark.parametrize("instances", [4, 8])
+def test_of_a_server_with_so_many_instances_it_is_where_all_are_just_busy(instances):
     service = 0.01
     levels = [1, 2, 4, 8, 16, 32, 64]
-    points = [(min(level, copies) / service, max(1.0, level / copies) * service) for level in levels]
-    assert levels[knee(points)] == copies
+    points = [(min(level, instances) / service, max(1.0, level / instances) * service) for level in levels]
+    assert levels[knee(points)] == instances
 
 
 def test_of_an_overloaded_open_loop_it_is_before_latency_explodes():

@@ -93,7 +93,7 @@ def quick(monkeypatch):
     """A search that is over soon."""
     monkeypatch.setattr(tuning, "BATCHES", (8,))
     monkeypatch.setattr(tuning, "DELAYS_US", (0, 200_000))
-    monkeypatch.setattr(tuning, "copies_and_threads", lambda cores: [(1, 1)])
+    monkeypatch.setattr(tuning, "instances_and_threads", lambda cores: [(1, 1)])
     monkeypatch.setattr(tuning, "DUELS", 5)
 
 

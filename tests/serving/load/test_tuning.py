@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.serving.load import tuning
-from pipeline.serving.load.tuning import TUNED, along, copies_and_threads, interval, score, tune
+from pipeline.serving.load.tuning import TUNED, along, instances_and_threads, interval, score, tune
 from pipeline.settings.schema import Serving
 
 START = Serving()
@@ -27,7 +27,8 @@ class Machine:
         assert not self.served, "one race at a time"
         self.served = {f"proxy{place}": one for place, one in enumerate(settings)}
         yield [
-            f"!{one.instances} copies are too many" if self.refuses(one) else name for name, one in self.served.items()
+            f"!{one.instances} instances are too many" if self.refuses(one) else name
+            for name, one in self.served.items()
         ]
         self.served = {}
 
@@ -81,7 +82,7 @@ def test_what_is_best_already_says_so():
 def test_what_cannot_be_served_is_noted_and_the_search_goes_on():
     found = Machine(peaked, refuses=lambda serving: serving.instances > 2).tune()
     refused = [trial for trial in found.trials if trial.refused]
-    assert {(trial.serving.instances, trial.refused) for trial in refused} == {(4, "4 copies are too many")}
+    assert {(trial.serving.instances, trial.refused) for trial in refused} == {(4, "4 instances are too many")}
     assert all(trial.scores == [] for trial in refused)
     assert found.chosen.instances == 1
 
@@ -89,7 +90,7 @@ def test_what_cannot_be_served_is_noted_and_the_search_goes_on():
 def test_it_costs_far_less_than_trying_everything():
     machine = Machine(peaked)
     machine.tune()
-    everything = len(copies_and_threads(2)) * len(tuning.BATCHES) * len(tuning.DELAYS_US) * 5
+    everything = len(instances_and_threads(2)) * len(tuning.BATCHES) * len(tuning.DELAYS_US) * 5
     assert machine.measured < everything / 3
 
 
@@ -106,16 +107,16 @@ def test_the_budgets_p99_takes_score_from_what_exceeds_it():
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 16, 64])
-def test_copies_and_threads_use_the_cores(cores):
-    pairs = copies_and_threads(cores)
+def test_instances_and_threads_use_the_cores(cores):
+    pairs = instances_and_threads(cores)
     assert (1, cores) in pairs and (cores, 1) in pairs
-    assert all(copies * threads <= cores for copies, threads in pairs if copies != 2 * cores)
+    assert all(instances * threads <= cores for instances, threads in pairs if instances != 2 * cores)
     assert len(pairs) <= 2 * cores.bit_length() + 2
 
 
 def test_along_an_axis_nothing_else_changes():
     for axis, names in (
-        ("copies", {"instances", "threads"}),
+        ("instances", {"instances", "threads"}),
         ("batch", {"max_batch_size"}),
         ("delay", {"queue_delay_us"}),
     ):

@@ -1,4 +1,4 @@
-"""A candidate on live requests, against a stand-in for Triton and for the champion's copies: who passes, who does not."""
+"""A candidate on live requests, against a stand-in for Triton and for the champion's instances: who passes, who does not."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from serving_toys import QUICK, artifact, golden, images
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import canary, history, ledger
 from pipeline.serving.promotion import promote as promotion
-from pipeline.serving.promotion.canary import Judge, Pair
+from pipeline.serving.promotion.canary import Evaluator, Pair
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.relay import socket_path
@@ -203,7 +203,7 @@ def test_without_enough_requests_it_is_withdrawn_as_undecided(home, fake, one, p
     assert Ledger("proxy").serving_version() == 1
 
 
-def test_a_champion_whose_copies_do_not_come_is_said(home, fake, one, promote):
+def test_a_champion_whose_instances_do_not_come_is_said(home, fake, one, promote):
     with pytest.raises(PromotionError, match="no copy of proxy version 1 hands its requests over"):
         promote(artifact(home, 2.0))
     nothing_left(home, fake)
@@ -212,7 +212,7 @@ def test_a_champion_whose_copies_do_not_come_is_said(home, fake, one, promote):
 def test_a_triton_that_goes_away_ends_it(home, fake, one, promote, monkeypatch, registry, serving):
     two = artifact(home, 2.0)
     with Copy(), monkeypatch.context() as patch:
-        patch.setattr(Judge, "verdict", lambda self: fake.die() or "undecided")
+        patch.setattr(Evaluator, "verdict", lambda self: fake.die() or "undecided")
         with pytest.raises(TritonError, match=r"Triton went away|Triton is away"):
             promote(two)
     fake.restart()
@@ -231,7 +231,7 @@ def test_what_a_killed_promoter_left_is_removed(home, fake, one, promote, regist
         raise Killed
 
     with Copy(), monkeypatch.context() as patch:
-        patch.setattr(Judge, "verdict", kill)
+        patch.setattr(Evaluator, "verdict", kill)
         patch.setattr(promotion, "remove_models", lambda *_: [])
         with pytest.raises(Killed):
             promote(artifact(home, 2.0))
@@ -240,9 +240,9 @@ def test_what_a_killed_promoter_left_is_removed(home, fake, one, promote, regist
     assert "version 2: the last step was live_test" in history.interrupted("proxy")
     report = reconcile(serving, registry, fake, QUICK)
     assert {str(finding) for finding in report.findings} >= {
-        "an interrupted promotion left its socket for live requests to proxy (put right)",
-        "an interrupted promotion left its candidate proxy__cand (put right)",
-        "an interrupted promotion left its candidate proxy__cand_base (put right)",
+        "an interrupted promotion left its socket for live requests to proxy (repaired)",
+        "an interrupted promotion left its candidate proxy__cand (repaired)",
+        "an interrupted promotion left its candidate proxy__cand_base (repaired)",
     }
     nothing_left(home, fake)
 
@@ -283,14 +283,14 @@ def test_another_interface_cannot_answer_the_champions_requests(home, fake, one,
 
 def decided(chance, config, failing=0.0, other=0.0, slow=0.0, most=3000):
     """Verdict on a candidate of which these shares of the requests are bad."""
-    judge = Judge(config)
+    evaluator = Evaluator(config)
     for _ in range(most):
         draws = chance.random(3)
         late = config.live_max_latency_ratio * 0.001 * (1.5 if draws[2] < slow else 0.5)
-        judge.add(Pair("INTERNAL" if draws[0] < failing else None, float(draws[1] < other), late, 0.001))
-        if judge.verdict() != "undecided":
+        evaluator.add(Pair("INTERNAL" if draws[0] < failing else None, float(draws[1] < other), late, 0.001))
+        if evaluator.verdict() != "undecided":
             break
-    return judge.verdict()
+    return evaluator.verdict()
 
 
 @pytest.mark.integration  # thousands of trials
@@ -321,18 +321,18 @@ def test_with_the_defaults_a_good_one_passes_and_a_bad_one_does_not():
 
 
 def test_nothing_passes_before_the_fewest_requests():
-    judge = Judge(Promote(max_error_rate=1.0, live_max_other=1.0, live_requests=100))
+    evaluator = Evaluator(Promote(max_error_rate=1.0, live_max_other=1.0, live_requests=100))
     for _ in range(99):
-        judge.add(GOOD)
-    assert judge.verdict() == "undecided"
-    assert "only 99 of promote.live_requests = 100 live requests came" in judge.reason(5.0)
-    judge.add(GOOD)
-    assert judge.verdict() == "passed"
+        evaluator.add(GOOD)
+    assert evaluator.verdict() == "undecided"
+    assert "only 99 of promote.live_requests = 100 live requests came" in evaluator.reason(5.0)
+    evaluator.add(GOOD)
+    assert evaluator.verdict() == "passed"
 
 
 def test_answers_that_are_no_classes_are_held_to_the_other_limits():
-    judge = Judge(Promote(max_error_rate=0.1, live_requests=50))
+    evaluator = Evaluator(Promote(max_error_rate=0.1, live_requests=50))
     for _ in range(200):
-        judge.add(Pair(None, None, 0.001, 0.001))
-    assert judge.verdict() == "passed"
-    assert "other" not in judge.figures()
+        evaluator.add(Pair(None, None, 0.001, 0.001))
+    assert evaluator.verdict() == "passed"
+    assert "other" not in evaluator.figures()

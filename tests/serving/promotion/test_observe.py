@@ -70,7 +70,7 @@ def test_what_was_counted_before_does_not_count(fake, served):
     assert (figures["requests"], breach) == (10, None)
 
 
-def test_a_server_that_was_restarted_counts_anew(fake, served):
+def test_a_server_that_was_restarted_counts_from_zero(fake, served):
     fake.counts[1] = [1000, 0]
     served_now = iter([1000, 3, 12, 12, 12])
     fake.served = lambda model: {1: type(fake).served(fake, model)[1].__class__(next(served_now), 0, 0.0)}

@@ -118,7 +118,7 @@ def helper(promote, tmp_path):
     process.wait()
 
 
-def test_a_promoter_killed_after_every_step_costs_no_request_and_is_mended(promote, helper, tmp_path):
+def test_a_promoter_killed_after_every_step_costs_no_request_and_is_repaired(promote, helper, tmp_path):
     wares = [artifact(tmp_path, float(factor)) for factor in range(1, len(STEPS) + 2)]
     promote(wares[0])
     with Clients(promote.model, [ware.onnx for ware in wares]) as clients:
@@ -309,7 +309,7 @@ def test_trap_3_a_number_beyond_63_bits_ends_triton(own_server):
         assert own_server.process.wait(30) != 0
 
 
-def test_trap_4_a_candidate_that_hangs_triton_is_said_and_a_restart_mends_it(
+def test_trap_4_a_candidate_that_hangs_triton_is_said_and_a_restart_repairs_it(
     own_server, tmp_path, in_process, monkeypatch
 ):
     one, two = artifact(tmp_path, 1.0), artifact(tmp_path, 2.0)

@@ -8,7 +8,7 @@ from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import promote
-from pipeline.serving.promotion.ledger import MENDED, Ledger
+from pipeline.serving.promotion.ledger import REPAIRED, Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.triton import disk
 from pipeline.serving.triton.errors import TritonError
@@ -28,7 +28,7 @@ def served(home, fake, registry, serving, in_process):
 
 @pytest.fixture
 def look(fake, registry, serving, home):
-    """Reconcile and return the findings' texts; those that a person must mend begin with '!'."""
+    """Reconcile and return the findings' texts; those that a person must repair begin with '!'."""
 
     def run():
         report = reconcile(serving, registry, fake, QUICK)
@@ -37,7 +37,7 @@ def look(fake, registry, serving, home):
     return run
 
 
-def put_right(look, fake, version=2):
+def repaired(look, fake, version=2):
     """What `look` finds at first; a second look finds nothing, and `version` answers."""
     seen, findings = look()
     assert seen == version
@@ -59,7 +59,7 @@ def test_before_any_promotion_there_is_nothing_to_say(home, look):
 
 def test_a_model_that_is_not_loaded_is_loaded(served, look, fake):
     fake.unload("proxy")
-    (found,) = put_right(look, fake)
+    (found,) = repaired(look, fake)
     assert found.startswith("proxy: version 2 is not loaded, not READY")
 
 
@@ -68,7 +68,7 @@ def test_other_bytes_in_memory_than_on_disk_are_loaded_again(served, look, fake)
     state["proxy"]["2"] = served[0].sha256  # as after a link was turned: Triton says "loaded" and serves on from memory
     fake.state.write_text(json.dumps(state))
     fake.runners.clear()
-    (found,) = put_right(look, fake)
+    (found,) = repaired(look, fake)
     assert f"the running model attests SHA-256 {served[0].sha256}, not {served[1].sha256}" in found
 
 
@@ -76,7 +76,7 @@ def test_a_config_that_names_another_version_is_written_again(served, look, fake
     config = home / "triton_repo" / "proxy" / "config.pbtxt"
     config.write_text(with_versions(config, [1]))
     fake.load("proxy", 1.0)
-    found = put_right(look, fake)
+    found = repaired(look, fake)
     assert found[0].startswith("the config on disk names 1 and the ledger says version 2")
     assert served_versions(home / "triton_repo" / "proxy") == (2,)
 
@@ -85,7 +85,7 @@ def test_what_a_promotion_left_is_removed(served, look, fake, home):
     (disk.staging() / "proxy" / "3").mkdir(parents=True)
     (home / "triton_repo" / "proxy" / "7").mkdir()
     shutil.copytree(home / "triton_repo" / "proxy", home / "triton_repo" / "proxy__cand")
-    found = put_right(look, fake)
+    found = repaired(look, fake)
     assert len(found) == 3
     assert "left files in" in found[0] and "left its candidate proxy__cand" in found[1]
     assert "version 7 of proxy was put there and never came to serve" in found[2]
@@ -101,7 +101,7 @@ def test_damaged_files_are_fetched_from_the_registry(served, look, fake, home, w
         (place / "model.onnx").write_bytes((place / "model.onnx").read_bytes()[:40])
     else:
         (place / "golden.safetensors").unlink()
-    found = put_right(look, fake)
+    found = repaired(look, fake)
     assert "the files of proxy version 2 are damaged" in found[0]
     fake.unload("proxy")
     fake.load("proxy", 1.0)
@@ -120,7 +120,7 @@ def test_damaged_files_that_the_registry_has_not_are_a_persons(served, look, reg
 def test_a_damaged_rollback_target_is_repaired_too_and_a_removed_one_stays_removed(served, look, fake, home, file):
     target = home / "triton_repo" / "proxy" / "1"
     (target / file).unlink()
-    assert "version 1 are damaged" in put_right(look, fake)[0]
+    assert "version 1 are damaged" in repaired(look, fake)[0]
     shutil.rmtree(target)
     assert look() == (2, [])
 
@@ -137,7 +137,7 @@ def test_a_version_from_before_the_backend_had_more_than_model_py_is_whole(serve
 
 def test_the_alias_follows_what_serves(served, look, fake, registry):
     registry.set_alias("proxy", "champion", 1)
-    assert put_right(look, fake) == ["the registry's alias champion was on 1 and not on version 2 (put right)"]
+    assert repaired(look, fake) == ["the registry's alias champion was on 1 and not on version 2 (repaired)"]
     assert registry.aliases("proxy") == {"champion": 2, "previous": 1}
 
 
@@ -178,7 +178,7 @@ def test_a_load_that_does_not_help_says_restart(served, look, fake):
     assert "after loading version 2 again: 4 of 4 golden answers differ" in found and "restart Triton" in found
 
 
-def test_a_champion_that_cannot_be_mended_can_be_replaced(served, serving, registry, fake, home):
+def test_a_champion_that_cannot_be_repaired_can_be_replaced(served, serving, registry, fake, home):
     fake.wrong.add(served[1].sha256)
     three = artifact(home, 3.0)
     done = promote.promote(serving, three, golden(three), registry, {"verdict": "PROMOTE"}, fake, QUICK)
@@ -199,5 +199,5 @@ def test_a_model_that_is_being_changed_is_left_alone(served, look):
 def test_what_was_found_is_in_the_ledger(served, look, fake):
     fake.unload("proxy")
     look()
-    noted = [entry for entry in Ledger("proxy").entries() if entry["step"] == MENDED]
+    noted = [entry for entry in Ledger("proxy").entries() if entry["step"] == REPAIRED]
     assert [(entry["what"], entry["advice"]) for entry in noted] == [("proxy: version 2 is not loaded, not READY", "")]

@@ -74,7 +74,7 @@ def test_a_server_that_does_not_go_back_is_told_of_and_the_disk_says_the_old_ver
     promote(2.0)
     fake.wrong.add(one.sha256)
     with pytest.raises(
-        TritonError, match=r"was told to serve version 1 again: 4 of 4 golden answers differ.*restart Triton"
+        TritonError, match=r"was asked to serve version 1 again: 4 of 4 golden answers differ.*restart Triton"
     ):
         rollback("proxy", fake)
     assert served_versions(home / "triton_repo" / "proxy") == (1,)

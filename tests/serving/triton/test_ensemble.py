@@ -62,7 +62,7 @@ def test_what_no_step_gives_is_asked_and_what_none_takes_is_answered(tmp_path):
         ),
         ([LOGITS, DOUBLE], {"batch": 1}, r"double has no batch axis and the other steps have one"),
         ([LOGITS, LOGITS], {}, r"step 'proxy' gives 'scores', which is there already"),
-        ([LOGITS.model_copy(update={"inputs": {}})], {}, r"is not told what to put into its inputs \['image'\]"),
+        ([LOGITS.model_copy(update={"inputs": {}})], {}, r"names nothing to put into its inputs \['image'\]"),
         (
             [LOGITS.model_copy(update={"outputs": {"labels": "a"}})],
             {},

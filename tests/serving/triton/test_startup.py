@@ -1,4 +1,4 @@
-"""What a promotion, a rollback or a client imports, each time anew: not PyTorch, which takes seconds."""
+"""What a promotion, a rollback or a client imports, each time: not PyTorch, which takes seconds."""
 
 import subprocess
 import sys

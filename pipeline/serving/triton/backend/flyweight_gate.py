@@ -15,21 +15,21 @@ import triton_python_backend_utils as pb_utils
 class Gate:
     """Refuses requests at the head of a queue that has grown too long, without running the model for them.
 
-    Triton 2.51's own limit makes its batcher stall (docs/decisions/triton-queue.md), and its Python backend is not told
-    how many requests wait. Its metrics say so. They are read by a thread of this class, and only while this copy of the
+    Triton 2.51's own limit makes its batcher stall (docs/decisions/triton-queue.md), and its Python backend does not know
+    how many requests wait. Its metrics say so. They are read by a thread of this class, and only while this instance of the
     model rests less than half of its time: a server with time to spare pays nothing.
 
     Args:
         model, version: which of the metrics to look for.
-        most: requests that may wait; 0 is no limit.
+        maximum: requests that may wait; 0 is no limit.
         longest: seconds that a request may wait on average; 0 is no limit.
-        copies: of the model, which share what is to be refused.
+        instances: of the model, which share what is to be refused.
     """
 
     _POLL_SECONDS = 0.025
 
-    def __init__(self, model: str, version: str, most: int, longest: float, copies: int) -> None:
-        self.most, self.longest, self.copies = most, longest, copies
+    def __init__(self, model: str, version: str, maximum: int, longest: float, instances: int) -> None:
+        self.maximum, self.longest, self.instances = maximum, longest, instances
         labels = rb'\{model="%s",version="%s"\} ([0-9.e+]+)' % (model.encode(), version.encode())
         self._waiting = re.compile(rb"nv_inference_pending_request_count" + labels)
         self._queued_us = re.compile(rb"nv_inference_queue_duration_us" + labels)
@@ -62,7 +62,7 @@ class Gate:
 
     def refusal(self) -> Any:
         """Return the answer to a refused request."""
-        limit = f"{self.most} requests" if self.most else f"{self.longest * 1e3:g} ms"
+        limit = f"{self.maximum} requests" if self.maximum else f"{self.longest * 1e3:g} ms"
         error = pb_utils.TritonError(
             f"the model is overloaded: more than {limit} wait", pb_utils.TritonError.UNAVAILABLE
         )
@@ -88,16 +88,16 @@ class Gate:
             time.sleep(self._POLL_SECONDS)  # also while a long batch is run: what comes meanwhile counts
 
     def _excess(self, metrics: bytes) -> int:
-        """Return how many requests this copy is to refuse by what `metrics` say."""
+        """Return how many requests this instance is to refuse by what `metrics` say."""
         waiting = int(_number(self._waiting, metrics))
         queued, succeeded = _number(self._queued_us, metrics) / 1e6, _number(self._succeeded, metrics)
         before, self._seen = self._seen, (queued, succeeded)
-        excess = max(0, waiting - self.most) if self.most else 0
+        excess = max(0, waiting - self.maximum) if self.maximum else 0
         answered = succeeded - before[1]
         if self.longest and before[1] and answered > 0:
             mean = (queued - before[0]) / answered
             excess = max(excess, int(waiting * (1 - self.longest / mean)) if mean > self.longest else 0)
-        return -(-excess // self.copies)
+        return -(-excess // self.instances)
 
 
 def _metrics(port: int) -> bytes:

@@ -44,13 +44,13 @@ class Sampler:
         self._number = 0
         self._answers = False
         self._patience = 0.0
-        self._most = 0
+        self._maximum = 0
         self._unsent: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._look, daemon=True).start()
 
     def wants(self) -> bool:
         """Return whether the next request is to be handed over: by chance, and never while too many are out."""
-        return random.random() < self.share and len(self._out) < self._most  # noqa: S311
+        return random.random() < self.share and len(self._out) < self._maximum  # noqa: S311
 
     def takes(self, request: Any, feed: dict[str, NDArray]) -> bool:
         """Hand a request over; return whether it will be answered from here."""
@@ -94,7 +94,7 @@ class Sampler:
         send_message(connection, {"version": self._version}, {})
         wanted, _ = receive_message(connection)
         self._answers, self._patience = bool(wanted["answers"]), float(wanted["patience"])
-        self._most = int(wanted["most"])
+        self._maximum = int(wanted["most"])
         self._unsent = queue.SimpleQueue()
         threading.Thread(target=self._write, args=(connection, self._unsent), daemon=True).start()
         self.share = float(wanted["share"])

@@ -151,7 +151,7 @@ class TritonPythonModel:
 
     def _feeds(self, requests: list[Any]) -> list[list[NDArray]]:
         """Return, for each input, the arrays of all requests; views of shared memory, not copies."""
-        if len(self.inputs) == 1:  # no name to look for: 2 microseconds a request less
+        if len(self.inputs) == 1:  # no name to look for: 2 microseconds less per request
             return [[take(request.inputs()[0]) for request in requests]]
         named = [{tensor.name(): take(tensor) for tensor in request.inputs()} for request in requests]
         return [[tensors[name] for tensors in named] for name in self.inputs]

@@ -18,8 +18,8 @@ def model(load):
     return load("flyweight_gate")
 
 
-def gate(model, most=0, longest=0.0, copies=1):
-    return model.Gate("m", "1", most, longest, copies)
+def gate(model, maximum=0, longest=0.0, instances=1):
+    return model.Gate("m", "1", maximum, longest, instances)
 
 
 def metrics(waiting, succeeded=0, queued="0"):
@@ -27,10 +27,10 @@ def metrics(waiting, succeeded=0, queued="0"):
 
 
 def test_what_is_beyond_the_limit_is_shared_by_the_instances(model):
-    assert gate(model, most=10)._excess(metrics(10)) == 0
-    assert gate(model, most=10)._excess(metrics(35)) == 25
-    assert gate(model, most=10, copies=2)._excess(metrics(35)) == 13
-    assert gate(model, most=10)._excess(b"nothing of ours") == 0
+    assert gate(model, maximum=10)._excess(metrics(10)) == 0
+    assert gate(model, maximum=10)._excess(metrics(35)) == 25
+    assert gate(model, maximum=10, instances=2)._excess(metrics(35)) == 13
+    assert gate(model, maximum=10)._excess(b"nothing of ours") == 0
 
 
 def test_waiting_longer_than_allowed_on_average_refuses_what_made_it_so(model):
@@ -43,14 +43,14 @@ def test_waiting_longer_than_allowed_on_average_refuses_what_made_it_so(model):
 
 def test_requests_are_refused_until_the_excess_is_gone(model, monkeypatch):
     monkeypatch.setattr(model.time, "monotonic", lambda: 100.0)
-    one = gate(model, most=10)
+    one = gate(model, maximum=10)
     one._left = 20
     assert [one.refuses(8), one.refuses(8), one.refuses(8), one.refuses(8)] == [True, True, True, False]
     assert "overloaded: more than 10 requests wait" in str(one.refusal())
 
 
 def test_a_rest_says_that_nobody_waits(model):
-    one = gate(model, most=10)
+    one = gate(model, maximum=10)
     one._left = 20
     one._answered -= 1.0
     assert not one.refuses(1)
@@ -60,7 +60,7 @@ def test_a_rest_says_that_nobody_waits(model):
 def test_the_metrics_are_read_only_where_there_is_hardly_any_rest(model, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(model.time, "monotonic", lambda: now[0])
-    one = gate(model, most=10)
+    one = gate(model, maximum=10)
     monkeypatch.setattr(one, "_look", threading.Event())  # not the one that its thread waits for
     for rest, work in ((0.009, 0.001), (0.001, 0.009), (0.009, 0.001)):
         for _ in range(20):

@@ -46,7 +46,7 @@ def sampler(live, home):
 
 
 def wanted(**changed):
-    return Wanted(**{"version": 3, "share": 1.0, "answers": True, "most": 4, "patience": 5.0, **changed})
+    return Wanted(**{"version": 3, "share": 1.0, "answers": True, "maximum": 4, "patience": 5.0, **changed})
 
 
 def wait(condition):
@@ -95,7 +95,7 @@ def test_what_nobody_has_an_answer_for_is_answered_here(sampler):
 
 def test_what_is_late_is_answered_here_and_holds_its_place_until_it_is_heard_of(sampler):
     end = threading.Event()
-    with Relay("proxy", wanted(patience=0.1, most=2), lambda feed: end.wait(30) and {"y": feed["x"] * 3}, 2):
+    with Relay("proxy", wanted(patience=0.1, maximum=2), lambda feed: end.wait(30) and {"y": feed["x"] * 3}, 2):
         wait(lambda: sampler.share)
         requests = [hand_over(sampler)[0] for _ in range(2)]
         assert [answer_of(request) for request in requests] == [[[2.0]]] * 2
@@ -135,7 +135,7 @@ def test_another_version_is_asked_for_nothing(sampler):
     with Relay("proxy", wanted(version=4), lambda feed: {}, 1) as relay:
         wait(lambda: relay._connections)
         time.sleep(0.05)
-        assert (sampler.share, relay.copies) == (0.0, 0)
+        assert (sampler.share, relay.instances) == (0.0, 0)
 
 
 def test_what_a_killed_promoter_left_is_nobody(sampler):
