@@ -1,0 +1,3 @@
+from pipeline.renamed import former_names
+
+__getattr__ = former_names(__name__)
