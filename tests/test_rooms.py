@@ -14,6 +14,7 @@ LEVELS = {
     "files": 0,
     "graph": 0,
     "protocols": 0,
+    "renamed": 0,
     "machine": 0,
     "settings": 1,
     "records": 1,
@@ -38,7 +39,7 @@ LEVELS = {
     "__main__": 8,
 }
 """Room, or file at the root -> its level."""
-BESIDE = {"errors", "components", "files", "graph", "protocols", "machine", "__init__"}
+BESIDE = {"errors", "components", "files", "graph", "protocols", "renamed", "machine", "__init__"}
 """The words of level 0: they may lean on each other, and so may the files of one room."""
 
 
