@@ -108,7 +108,7 @@ def _cause(failures: list[ProcessFailure]) -> Exception:
     """Return what to raise: a worker's `FlyweightError` as it was, else what failed first, as something to retry."""
     failures = sorted(failures, key=lambda failure: failure.timestamp)
     for failure in failures:
-        name, _, text = _said(failure)["message"].partition(": ")
+        name, _, text = _reported(failure)["message"].partition(": ")
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, errors.FlyweightError):
             return kind(text)
@@ -120,11 +120,11 @@ def _cause(failures: list[ProcessFailure]) -> Exception:
             f"training process {first.local_rank} (pid {first.pid}) was ended by {killed}{hint}. "
             f"Run the stage again: it goes on from its last checkpoint."
         )
-    trace = _said(first)["trace"]
+    trace = _reported(first)["trace"]
     return RuntimeError(f"training process {first.local_rank} failed with exit code {first.exitcode}:\n{trace}")
 
 
-def _said(failure: ProcessFailure) -> dict[str, str]:
+def _reported(failure: ProcessFailure) -> dict[str, str]:
     """Return ``message`` ("Type: text") and ``trace`` of a worker's error file; where it wrote none, the agent's words."""
     written: Any = failure.message  # declared a str, but what `record` writes is a dict
     if isinstance(written, str):
@@ -150,7 +150,7 @@ def _local_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Put back the handlers that the agent replaces."""
+    """Restore the handlers that the agent replaces."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield

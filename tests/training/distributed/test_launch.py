@@ -70,8 +70,8 @@ def test_a_worker_that_the_system_kills_may_be_tried_again(tmp_path):
 
 
 def failure(rank, message, timestamp=1, exitcode=1):
-    said = {"message": message, "extraInfo": {"py_callstack": f"Traceback: {message}"}}
-    return SimpleNamespace(local_rank=rank, pid=7, message=said, timestamp=timestamp, exitcode=exitcode)
+    reported = {"message": message, "extraInfo": {"py_callstack": f"Traceback: {message}"}}
+    return SimpleNamespace(local_rank=rank, pid=7, message=reported, timestamp=timestamp, exitcode=exitcode)
 
 
 def test_the_users_error_counts_for_more_than_what_it_caused():
