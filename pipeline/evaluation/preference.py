@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from pipeline.evaluation.intervals import ratio
+from pipeline.graph import STAGES
 from pipeline.records.evaluation import Measured
 from pipeline.records.measures import Estimate, Offline, Served
 from pipeline.records.verdict import EqualSpeed
 
-_SOURCES = ("teacher", "student", "pruned")
-"""In the order of the steps that make them."""
-Order: TypeAlias = tuple[int, int, int, bool, str]
+Order: TypeAlias = tuple[int, int, int, str]
 
 
 def preferred(
@@ -53,8 +52,9 @@ def preferred(
 
 def order(candidate: Measured) -> Order:
     """Return what sorts equally fast candidates, the preferred one first: bytes, MACs, step; the name for certainty."""
-    step = _SOURCES.index(candidate.source) if candidate.source in _SOURCES else len(_SOURCES)
-    return candidate.size_bytes, candidate.macs, step, candidate.precision != "float32", candidate.name
+    steps = list(STAGES)
+    step = steps.index(candidate.made_by) if candidate.made_by in steps else -1  # the first of its line
+    return candidate.size_bytes, candidate.macs, step, candidate.name
 
 
 def throughput(candidate: Measured) -> float:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
+from pipeline.machine.cpu import cores
 from pipeline.progress.events import report
 from pipeline.protocols import Runner
 from pipeline.records.candidates import Candidate, Candidates
 from pipeline.records.measures import Offline
 from pipeline.runners.answer import answer
-from pipeline.runners.host import cores
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner
 from pipeline.runners.timing import time_runners

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import onnxruntime
@@ -17,7 +16,7 @@ def host(triton: str | None) -> Host:
     found = cpu.describe()
     return Host(
         cpu=found.model,
-        cores=cores(),
+        cores=cpu.cores(),
         flags=found.flags,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
@@ -25,8 +24,3 @@ def host(triton: str | None) -> Host:
         torch=torch.__version__,
         triton=triton,
     )
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

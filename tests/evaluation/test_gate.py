@@ -149,7 +149,7 @@ def test_speeds_are_held_to_the_budget_by_their_lower_bounds_and_p99_by_its_uppe
         assert [check.criterion for check in verdict.misses] == list(limits)
     assert "p99 10.00 ms through Triton at concurrency 16 (upper 95 % bound 11.50) where 11 ms" in verdict.sentence
     (miss,) = decision(served_speedup=3.7).misses
-    assert 3.2 < miss.value < 3.7
+    assert 3.0 < miss.value < 3.7
     assert f"at concurrency 64 (lower 95 % bound {miss.value:.2f}) where 3.7x is asked" in miss.text
 
 

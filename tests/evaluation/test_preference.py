@@ -46,7 +46,7 @@ def test_then_fewer_macs_then_the_earlier_step():
     same = {"size": 1000, "served": 3000.0}
     name, ties = choose(measured("a", macs=90, **same), measured("b", macs=80, **same))
     assert (name, ties.broken_by) == ("b", "fewer MACs")
-    name, ties = choose(measured("a", source="pruned", **same), measured("b", source="student", **same))
+    name, ties = choose(measured("a", made_by="prune", **same), measured("b", made_by="distill", **same))
     assert (name, ties.broken_by) == ("b", "earlier step")
     assert ties.text.endswith("; b has the earliest step")
 

@@ -5,7 +5,7 @@ from pipeline.records.evaluation import Measured
 from pipeline.records.measures import Interval, Served
 
 
-def measured(name, *, size=1000, macs=100, served=None, turns=(), source="pruned"):
+def measured(name, *, size=1000, macs=100, served=None, turns=(), made_by=None):
     """A candidate that answers `served` images per second through Triton, or what its turns say."""
     said = typical(turns, 0.95) if turns else None
     load = Served(
@@ -15,5 +15,5 @@ def measured(name, *, size=1000, macs=100, served=None, turns=(), source="pruned
     )  # fmt: skip
     return Measured(
         name=name, file=f"{name}/model.onnx", sha256="0" * 64, size_bytes=size, parameters=1, macs=macs,
-        precision="float32", target="any", source=source, served={64: load},
+        precision="float32", target="any", source=name, made_by=made_by, served={64: load},
     )  # fmt: skip
