@@ -187,6 +187,11 @@ _ALL = (
     ),
 )
 
+FLOATS: Mapping[str, str] = {"teacher": "train", "student": "distill", "pruned": "prune"}
+"""Float candidate -> the stage that makes it, each from the one before it."""
+FOR_TENSORRT = (*FLOATS, "int8_tensorrt")
+"""Candidates of which an engine can be built."""
+
 STAGES: Mapping[str, Stage] = {stage.name: stage for stage in _ALL}
 """Every stage by name, in an order in which they can run one after another."""
 

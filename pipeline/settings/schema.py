@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline import components
+from pipeline import components, graph
 from pipeline.errors import SettingsError, near_miss
 from pipeline.machine import workspace
 from pipeline.settings import yaml12
@@ -222,8 +222,9 @@ class BuildTensorrt(Section):
     builder: Literal["auto", "tensorrt", "tensorrt_rtx", "off"] = Field(
         "auto", description="auto takes tensorrt where it and a GPU are there, else tensorrt_rtx ahead of time."
     )
-    candidates: tuple[Literal["teacher", "student", "pruned", "int8_tensorrt"], ...] = Field(
-        ("pruned", "int8_tensorrt"), description="Which candidates get an engine."
+    candidates: tuple[str, ...] = Field(
+        ("pruned", "int8_tensorrt"),
+        description="Which candidates get an engine: teacher, student, pruned or int8_tensorrt.",
     )
 
 
@@ -458,6 +459,12 @@ class Settings(Section):
                 "build_tensorrt.candidates names int8_tensorrt, but quantize.targets has no 'tensorrt': "
                 "add it there or drop the candidate"
             )
+        for candidate in self.build_tensorrt.candidates:
+            if candidate not in graph.FOR_TENSORRT:
+                problems.append(
+                    f"build_tensorrt.candidates names {candidate!r}, which is not exported for TensorRT; these are: "
+                    f"{', '.join(graph.FOR_TENSORRT)}{near_miss(candidate, graph.FOR_TENSORRT)}"
+                )
         if self.prune.tolerated_drop is not None and self.prune.pruner.name != "channel":
             problems.append(
                 f"prune.tolerated_drop is {self.prune.tolerated_drop}, which limits the pruner 'channel', but "

@@ -18,6 +18,7 @@ from pipeline.data.split import open_split
 from pipeline.errors import ModelError
 from pipeline.export import candidate as files
 from pipeline.files import sha256
+from pipeline.graph import FLOATS
 from pipeline.models import size as sizes
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.progress.events import report
@@ -54,11 +55,9 @@ def export_onnx(
     record = load_quantization(quantized)
     images = _parity_images(data, config.parity_images)
     facts = {"dataset": load_manifest(data).name, "data_sha256": sha256(data / MANIFEST_FILE)}
-    floats = (
-        _Float("teacher", None, "train", teacher),
-        _Float("student", "teacher", "distill", student),
-        _Float(ORIGINAL, "student", "prune", pruned),
-    )
+    directories = {"teacher": teacher, "student": student, "pruned": pruned}
+    parents = dict(zip(FLOATS, [None, *FLOATS], strict=False))
+    floats = [_Float(name, parents[name], stage, directories[name]) for name, stage in FLOATS.items()]
     candidates: list[Candidate] = []
     phones: list[Mobile] = []
     total = len(floats) + len(record.targets)

@@ -150,6 +150,14 @@ def test_a_p99_at_a_concurrency_that_is_not_measured():
     )
 
 
+@pytest.mark.parametrize(("name", "near"), [("studnt", "; did you mean 'student'?"), ("int8", "")])
+def test_an_engine_of_a_candidate_that_is_not_for_tensorrt(name, near):
+    assert (
+        f"\n  - build_tensorrt.candidates names {name!r}, which is not exported for TensorRT; these are: teacher, student, "
+        f"pruned, int8_tensorrt{near}" in refusal({"build_tensorrt.candidates": [name]})
+    )
+
+
 def test_an_engine_of_a_graph_that_is_not_written():
     assert (
         "\n  - build_tensorrt.candidates names int8_tensorrt, but quantize.targets has no 'tensorrt': "
