@@ -70,9 +70,11 @@ def code(stage: Stage, settings: Settings) -> dict[str, Any]:
     needed = needs(stage, settings)
     given = os.environ.get("FLYWEIGHT_CODE_VERSION")
     return {
+        "version": given,
         "sources": {
-            name: given if given and name.partition(".")[0] == "pipeline" else sha256(path)
+            name: sha256(path)
             for name, path in needed.files.items()
+            if not given or name.partition(".")[0] != "pipeline"
         },
         "packages": {name: packages.versions(name) for name in sorted({*needed.packages, *stage.loads})},
     }
