@@ -35,7 +35,10 @@ MODULES = {
 }
 """Former name -> new name, both below `pipeline`; what is inside a folder moved along."""
 NAMES = {
-    "data": dict.fromkeys(("Images", "Labels", "Manifest", "load_manifest", "open_split"), "data.shards"),
+    "data": {
+        **dict.fromkeys(("Images", "Labels", "Manifest", "load_manifest"), "data.manifest"),
+        "open_split": "data.split",
+    },
     "progress": {"report": "progress.events"},
 }
 """Module that became a folder -> its former names -> where each is now."""
