@@ -191,7 +191,7 @@ def test_a_users_own_code_that_an_argument_names_counts_too(mine):
 def test_the_lock_line_of_a_package_counts_for_the_stages_that_import_it(tmp_path, monkeypatch):
     lock = tmp_path / "requirements.lock"
     lock.write_text("torch==2.13.0\n    # via\n    #   flyweight\nhuey==3.5.4\n")
-    monkeypatch.setattr(packages, "workspace", SimpleNamespace(root=lambda: tmp_path))
+    monkeypatch.setattr(packages, "workspace", SimpleNamespace(root=lambda: tmp_path, SOURCE=tmp_path))
     before = _all()
     lock.write_text(lock.read_text().replace("huey==3.5.4", "huey==3.5.5"))
     assert _changed(before) == set()
