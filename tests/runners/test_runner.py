@@ -1,5 +1,8 @@
 """One calling convention: PyTorch and ONNX Runtime on the same network, and what happens where one cannot run."""
 
+import gc
+import weakref
+
 import numpy as np
 import onnx
 import pytest
@@ -75,11 +78,35 @@ def test_threads_sleep_rather_than_spin():
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
-def test_a_closed_runner_does_not_answer(halver):
-    runner = OnnxRunner(halver)
+@pytest.mark.parametrize("make", [lambda files: OnnxRunner(files[0]), lambda files: TorchRunner(files[1])])
+def test_a_closed_runner_has_let_go_of_its_model(halver, directory, make):
+    runner = make((halver, directory))
+    held = [weakref.ref(value) for value in vars(runner).values() if not isinstance(value, str | list)]
+    assert held
     runner.close()
-    with pytest.raises(AttributeError):
-        runner({"image": np.zeros((1, 3), np.uint8)})
+    gc.collect()
+    assert [reference() for reference in held] == [None] * len(held)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ({"image": np.zeros((2, 4), np.uint8)}, r"refuses image uint8\(2, 4\): .*invalid dimensions"),
+        ({"image": np.zeros((2, 3), np.float32)}, r"refuses image float32\(2, 3\): .*(?i:unexpected input data type)"),
+        ({"picture": np.zeros((2, 3), np.uint8)}, r"refuses picture uint8\(2, 3\): .*image"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_with_what_was_given(halver, inputs, text):
+    with pytest.raises(ModelError, match=f"(?s){text}"):
+        OnnxRunner(halver)(inputs)
+
+
+def test_a_checkpoint_that_was_read_is_not_read_again(directory, monkeypatch):
+    loaded = checkpoint.Checkpoint.load(directory)
+    images = np.zeros((2, 1, 6, 6), np.uint8)
+    expected = TorchRunner(directory)({"image": images})["logits"]
+    monkeypatch.setattr(checkpoint, "load", None)
+    np.testing.assert_array_equal(TorchRunner(loaded)({"image": images})["logits"], expected)
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):
