@@ -85,7 +85,7 @@ def test_whatever_slows_all_of_a_round_down_changes_nothing():
 @pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("ratio", [1.0, 0.97, 0.93])
 def test_ten_evaluations_of_candidates_within_the_margin_name_the_smaller_one_nine_times(noise, ratio):
-    assert winners(ratio, noise)["small"] >= 0.975  # nine of ten then agree in 97.6 %
+    assert winners(ratio, noise)["small"] >= 0.96  # then nine of ten agree in 94 % or more
 
 
 @pytest.mark.parametrize(("noise", "ratio"), [(0.02, 0.84), (0.05, 0.75), (0.1, 0.6)])
