@@ -269,7 +269,7 @@ def test_traps_1_and_2_nothing_is_linked_and_nothing_is_staged_where_triton_look
         append(self, step, **what)
         root = Change(promote.model, client, 30.0).directory.parent
         seen.extend(path for path in root.rglob(f"{promote.model}*/**/*"))
-        seen.extend(repository.glob(f"*{promote.model}*"))
+        seen.extend(root.glob(f"*{promote.model}*"))
 
     monkeypatch.setattr(Ledger, "append", look)
     promote(artifact(tmp_path, 2.0))
