@@ -37,7 +37,7 @@ from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.promotion import promote
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import repository
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
@@ -70,12 +70,12 @@ class Bench:
         self._candidate = artifact(directory, 1)
         self._champion = artifact(directory, 0)
         self._promote("proxy", self._champion, QUIET)
-        cut = directory / files.BACKEND.name
-        cut.write_text(_without(files.BACKEND.read_text(encoding="utf-8")), encoding="utf-8")
-        whole, files.BACKEND = files.BACKEND, cut
+        cut = directory / repository.BACKEND.name
+        cut.write_text(_without(repository.BACKEND.read_text(encoding="utf-8")), encoding="utf-8")
+        whole, repository.BACKEND = repository.BACKEND, cut
         self._registry = Counting()
         self._promote("bare", self._champion, QUIET)
-        files.BACKEND, self._registry = whole, Counting()
+        repository.BACKEND, self._registry = whole, Counting()
         self._registry.shas = [self._champion.sha256]
 
     def measure(self, condition: str, rate: float | None) -> dict[str, float]:

@@ -40,8 +40,7 @@ from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.retention import gc
 from pipeline.serving.promotion.rollback import rollback
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
@@ -293,7 +292,7 @@ def memory_test(server: Triton, directory: Path, swaps: int) -> dict[str, Any]:
             """As a swap that forgets to unload its candidate would."""
             name = f"left_{number}"
             with disk.scratch() as room:
-                files.write_model(room / name, wares[0], settings, 1)
+                repository.write_model(room / name, wares[0], settings, 1)
                 disk.rename(room / name, local_triton.places.triton_repository() / name)
             control.load(name, 60.0)
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import psutil
 
 from peers.environments import PeerError
-from pipeline.serving.triton import repository as files
-from pipeline.serving.triton import server
+from pipeline.serving.triton import repository, server
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.schema import Serving
 
@@ -128,17 +127,17 @@ def triton(name: str, home: Path, models: Mapping[str, tuple[Artifact, Serving]]
     The file of `instead`, "identity" or "bare", takes the place of Flyweight's model.py, with the same config.
     """
     root = home / name
-    repository = root / "triton_repo"
-    repository.mkdir(parents=True)
+    folder = root / "triton_repo"
+    folder.mkdir(parents=True)
     for model, (artifact, serving) in models.items():
-        files.write_model(repository / model, artifact, serving, version=1)
+        repository.write_model(folder / model, artifact, serving, version=1)
         if instead:
-            version = repository / model / "1"
+            version = folder / model / "1"
             (version / "model.py").write_bytes((PEERS / f"{instead}.py").read_bytes())
             (version / "identity.py").write_bytes((PEERS / "identity.py").read_bytes())  # for what imports it
     ports = {"grpc": free_port(), "http": free_port(), "metrics": free_port()}
     line, environment = server.command(
-        repository, grpc_port=ports["grpc"], http_port=ports["http"], metrics_port=ports["metrics"]
+        folder, grpc_port=ports["grpc"], http_port=ports["http"], metrics_port=ports["metrics"]
     )
     return Server(name, line, ports, root / "log", environment)
 

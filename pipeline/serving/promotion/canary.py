@@ -39,8 +39,7 @@ from pipeline.progress.events import report
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.relay import Relay, Tensors, Wanted
 from pipeline.serving.promotion.sequential import Limit
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.calls import Answer
 from pipeline.serving.triton.control import is_reachable
 from pipeline.serving.triton.errors import TritonError
@@ -86,7 +85,7 @@ def check(change: Change, previous: int | None, config: Promote) -> None:
             f"{asked}but nothing serves as {change.model} yet whose requests could be tried: promote the first version "
             f"without it"
         )
-    champion = files.read_config(change.version_directory(previous) / files.CONFIG_FILE)
+    champion = repository.read_config(change.version_directory(previous) / repository.CONFIG_FILE)
     if champion.backend != "python":
         raise PromotionError(
             f"{asked}but version {previous} of {change.model} is served by the backend {champion.backend!r}, which hands no "
@@ -305,17 +304,17 @@ def _load_baseline(change: Change, previous: int) -> None:
     with disk.scratch() as room:
         made = room / name
         shutil.copytree(source, made / source.name)
-        (made / files.CONFIG_FILE).write_text(
-            files.with_versions(source / files.CONFIG_FILE, [previous]), encoding="utf-8"
+        (made / repository.CONFIG_FILE).write_text(
+            repository.with_versions(source / repository.CONFIG_FILE, [previous]), encoding="utf-8"
         )
-        shutil.copyfile(source / files.LABELS_FILE, made / files.LABELS_FILE)
+        shutil.copyfile(source / repository.LABELS_FILE, made / repository.LABELS_FILE)
         disk.rename(made, places.triton_repository() / name)
     change.control.load(name, change.load_timeout)
 
 
 def _instances(change: Change, version: int) -> int:
     """Return how many instances of the champion there are."""
-    config = files.read_config(change.version_directory(version) / files.CONFIG_FILE)
+    config = repository.read_config(change.version_directory(version) / repository.CONFIG_FILE)
     return sum(group.count * max(1, len(group.gpus)) for group in config.instance_group)
 
 

@@ -12,8 +12,7 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
 from pipeline.serving.promotion.ledger import Ledger
-from pipeline.serving.triton import disk, golden
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import READY, Control, states
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import GOLDEN_FILE
@@ -54,9 +53,10 @@ class Change:
         directory = self.version_directory(version)
         demanded = golden.load(directory / GOLDEN_FILE)
         attested = any(
-            output.name == files.ATTESTED for output in files.read_config(directory / files.CONFIG_FILE).output
+            output.name == repository.ATTESTED
+            for output in repository.read_config(directory / repository.CONFIG_FILE).output
         )
-        sha256 = files.manifest_sha256(directory) if attested else None
+        sha256 = repository.manifest_sha256(directory) if attested else None
         return golden.trouble(self.control, self.model, version, sha256, demanded)
 
     def load(self) -> None:
@@ -100,25 +100,29 @@ class Change:
     def write_policy(self, version: int, versions: Sequence[int]) -> None:
         """Make the model's config that of `version`, serving `versions`."""
         source = self.version_directory(version)
-        labels = self.directory / files.LABELS_FILE
-        if labels.read_bytes() != (source / files.LABELS_FILE).read_bytes():
-            disk.replace(labels, (source / files.LABELS_FILE).read_text(encoding="utf-8"))
-        disk.replace(self.directory / files.CONFIG_FILE, files.with_versions(source / files.CONFIG_FILE, versions))
+        labels = self.directory / repository.LABELS_FILE
+        if labels.read_bytes() != (source / repository.LABELS_FILE).read_bytes():
+            disk.replace(labels, (source / repository.LABELS_FILE).read_text(encoding="utf-8"))
+        disk.replace(
+            self.directory / repository.CONFIG_FILE, repository.with_versions(source / repository.CONFIG_FILE, versions)
+        )
 
     def damage(self, version: int) -> str | None:
         """Return what is wrong with the files of `version`, or None."""
         directory = self.version_directory(version)
         if not directory.is_dir():
             return f"{directory} is missing"
-        for name in (files.MANIFEST_FILE, files.CONFIG_FILE, files.LABELS_FILE, GOLDEN_FILE):
+        for name in (repository.MANIFEST_FILE, repository.CONFIG_FILE, repository.LABELS_FILE, GOLDEN_FILE):
             if not (directory / name).is_file():
                 return f"{directory / name} is missing"
-        manifest = json.loads((directory / files.MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = json.loads((directory / repository.MANIFEST_FILE).read_text(encoding="utf-8"))
         engine = "plan_sha256" in manifest
-        model = directory / (files.PLAN_FILE if engine else files.MODEL_FILE)
+        model = directory / (repository.PLAN_FILE if engine else repository.MODEL_FILE)
         wanted = manifest["plan_sha256" if engine else "sha256"]
-        python = files.read_config(directory / files.CONFIG_FILE).backend == "python"
-        backend = manifest.get("backend", [files.BACKEND.name]) if python else []  # older versions have model.py alone
+        python = repository.read_config(directory / repository.CONFIG_FILE).backend == "python"
+        backend = (
+            manifest.get("backend", [repository.BACKEND.name]) if python else []
+        )  # older versions have model.py alone
         for path in (model, *(directory / name for name in backend)):
             if not path.is_file():
                 return f"{path} is missing"

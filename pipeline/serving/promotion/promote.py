@@ -35,8 +35,7 @@ from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.observe import observe
 from pipeline.serving.promotion.probes import Probes
 from pipeline.serving.promotion.repair import repair_or_raise
-from pipeline.serving.triton import disk, golden
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import Control, is_reachable, wait_until_gone
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
@@ -89,10 +88,10 @@ def promote(
         BlockingIOError: another process is changing this model.
     """
     model = serving.model
-    files.check_name(model)
+    repository.check_name(model)
     with disk.lock(model), disk.explained(model):
         change = Change(model, control, config.load_timeout_s)
-        attested = artifact.sha256 if files.attests(serving) else None
+        attested = artifact.sha256 if repository.attests(serving) else None
         repair_or_raise(change)
         previous = change.serves()
         if previous is not None and _already_serves(change, artifact, serving, demanded, previous, attested):
@@ -105,7 +104,7 @@ def promote(
         try:
             staged = _stage(change, artifact, serving, demanded, number)
             registry.attach(model, number, staged / GOLDEN_FILE)
-            model_file = staged / files.MODEL_FILE
+            model_file = staged / repository.MODEL_FILE
             whole = model_file if model_file.is_file() else artifact.onnx  # an engine answers on its GPU alone
             _preflight(change, whole, demanded, serving.threads, config, number)
         except (PromotionError, ModelError) as error:
@@ -175,13 +174,13 @@ def _version(
     The version that serves is never written again: the same bytes under other settings are another version.
     """
     if wanted is not None and wanted != previous:
-        files.check_version(wanted)
+        repository.check_version(wanted)
         return wanted
     known = registry.version_with_sha(model, artifact.sha256)
     fresh = known is not None and known > (previous or 0)
     version = known if fresh else registry.register(model, artifact.onnx.parent, {**tags, "sha256": artifact.sha256})
     assert version is not None
-    files.check_version(version)
+    repository.check_version(version)
     if version <= (previous or 0):
         raise PromotionError(
             f"the registry gave version {version} of {model}, but version {previous} serves: numbers must rise. "
@@ -196,7 +195,7 @@ def _already_serves(
     """Return whether these bytes under these settings are what unpinned requests get."""
     directory = change.version_directory(version)
     with disk.scratch() as room:
-        files.write_version(room / directory.name, artifact, serving, version)
+        repository.write_version(room / directory.name, artifact, serving, version)
         same = all(
             (directory / path.name).is_file() and filecmp.cmp(path, directory / path.name, shallow=False)
             for path in (room / directory.name).iterdir()
@@ -207,7 +206,7 @@ def _already_serves(
 def _stage(change: Change, artifact: Artifact, serving: Serving, demanded: Golden, version: int) -> Path:
     """Write the candidate outside the repository and lint it; return the directory of its version."""
     place = change.clear_staging()
-    files.write_model(place, artifact, serving, version)
+    repository.write_model(place, artifact, serving, version)
     lint(artifact, serving)
     directory = place / str(version)
     golden.save(directory / GOLDEN_FILE, demanded)
@@ -280,8 +279,8 @@ def _try_live(change: Change, version: int, previous: int | None, config: Promot
 def _same_inputs(change: Change, previous: int) -> bool:
     """Return whether the version that serves takes what the candidate takes and gives what it gives."""
     tried = places.triton_repository() / change.candidate
-    (candidate,) = files.version_directories(tried).values()
-    return change.is_ready(previous) and files.same_interface(change.version_directory(previous), candidate)
+    (candidate,) = repository.version_directories(tried).values()
+    return change.is_ready(previous) and repository.same_interface(change.version_directory(previous), candidate)
 
 
 def _commit(change: Change, version: int, previous: int | None) -> None:
@@ -293,7 +292,7 @@ def _commit(change: Change, version: int, previous: int | None) -> None:
         return
     place = change.version_directory(version)
     if place.exists():  # it has served before
-        if version in files.served_versions(change.directory):  # a restart must not look for it while it is away
+        if version in repository.served_versions(change.directory):  # a restart must not look for it while it is away
             change.write_policy(previous, [previous])
         disk.remove(place)
     disk.rename(tried / str(version), place)
@@ -302,7 +301,7 @@ def _commit(change: Change, version: int, previous: int | None) -> None:
     both = (
         version > previous  # unpinned requests get the highest that is loaded
         and change.is_ready(previous)
-        and files.same_interface(change.version_directory(previous), place)
+        and repository.same_interface(change.version_directory(previous), place)
     )
     change.write_policy(version, [previous, version] if both else [version])
     change.ledger.append(ledger.POLICY_WRITTEN, version=version)

@@ -17,8 +17,7 @@ from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.promote import CHAMPION, finish
 from pipeline.serving.promotion.pull import pull
 from pipeline.serving.promotion.repair import Finding, repair
-from pipeline.serving.triton import disk, golden
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import GOLDEN_FILE
 from pipeline.settings.schema import Promote, Serving
@@ -47,7 +46,7 @@ def reconcile(serving: Serving, registry: Registry, control: Control, config: Pr
         BlockingIOError: the model is being changed right now, and what is half done is not wrong.
     """
     model = serving.model
-    files.check_name(model)
+    repository.check_name(model)
     with disk.lock(model), disk.explained(model):
         change = Change(model, control, config.load_timeout_s)
         found = [*_restore(change, serving, registry), *repair(change)]
@@ -86,7 +85,7 @@ def _fetch(change: Change, serving: Serving, registry: Registry, version: int) -
     with disk.scratch() as room:
         pulled = pull(registry, change.model, version, room / "pulled")
         fresh = room / str(version)
-        files.write_version(fresh, pulled.artifact, serving, version)
+        repository.write_version(fresh, pulled.artifact, serving, version)
         _keep_config(change, version, fresh)
         golden.save(fresh / GOLDEN_FILE, pulled.golden)
         sync([fresh / GOLDEN_FILE, fresh])
@@ -98,12 +97,12 @@ def _fetch(change: Change, serving: Serving, registry: Registry, version: int) -
 
 def _keep_config(change: Change, version: int, fresh: Path) -> None:
     """Give the fresh files the config that the version was promoted with, where it can still be read."""
-    kept = [change.version_directory(version) / files.CONFIG_FILE]
+    kept = [change.version_directory(version) / repository.CONFIG_FILE]
     if version == change.ledger.serving_version():
-        kept.append(change.directory / files.CONFIG_FILE)
+        kept.append(change.directory / repository.CONFIG_FILE)
     for path in kept:
         if path.is_file():
-            (fresh / files.CONFIG_FILE).write_text(files.with_versions(path, [version]), encoding="utf-8")
+            (fresh / repository.CONFIG_FILE).write_text(repository.with_versions(path, [version]), encoding="utf-8")
             return
 
 

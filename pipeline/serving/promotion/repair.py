@@ -13,8 +13,7 @@ from pipeline.machine import places
 from pipeline.serving.promotion.change import RESTART, Change, stray_text, strays
 from pipeline.serving.promotion.ledger import REPAIRED
 from pipeline.serving.promotion.relay import socket_path
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.control import busy, is_reachable
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models
@@ -100,7 +99,7 @@ def _never_verified(change: Change) -> Iterator[Finding]:
     """A model directory of which the ledger knows no verified version."""
     if not change.directory.exists():
         return
-    there = set(files.version_directories(change.directory))
+    there = set(repository.version_directories(change.directory))
     if not there or not there <= change.ledger.begun():
         yield Finding(
             f"{change.directory} was not put there by a promotion: {change.ledger.path} knows nothing of it",
@@ -114,7 +113,7 @@ def _never_verified(change: Change) -> Iterator[Finding]:
 
 def _other_policy(change: Change, version: int) -> Iterator[Finding]:
     """The config on disk would let another version answer: what a restart would serve is not what was verified."""
-    policy = files.served_versions(change.directory) if _has_config(change) else ()
+    policy = repository.served_versions(change.directory) if _has_config(change) else ()
     if not policy or policy[-1] != version:
         was = ", ".join(map(str, policy)) or "nothing"
         yield from _attempt(
@@ -154,11 +153,11 @@ def _trouble(change: Change, version: int) -> str | None:
 def _never_served(change: Change, version: int) -> Iterator[Finding]:
     """Versions that an interrupted promotion put there and that never came to be verified."""
     known = change.ledger.has_served() | {version}
-    for number, path in files.version_directories(change.directory).items():
+    for number, path in repository.version_directories(change.directory).items():
         if number not in known:
             disk.remove(path)
             yield Finding(f"version {number} of {change.model} was put there and never came to serve")
 
 
 def _has_config(change: Change) -> bool:
-    return (places.triton_repository() / change.model / files.CONFIG_FILE).is_file()
+    return (places.triton_repository() / change.model / repository.CONFIG_FILE).is_file()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pipeline.serving.promotion import ledger
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.repair import repair_or_raise
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.control import Control, states
 
 
@@ -21,13 +20,13 @@ def gc(model: str, control: Control, load_timeout: float = 60.0) -> dict[int, in
         TritonError: the server cannot be reached, so that what it has loaded is not known.
         BlockingIOError: another process is changing this model.
     """
-    files.check_name(model)
+    repository.check_name(model)
     with disk.lock(model), disk.explained(model):
         change = Change(model, control, load_timeout)
         repair_or_raise(change)
         keep = needed(change)
         freed = {}
-        for version, directory in sorted(files.version_directories(change.directory).items()):
+        for version, directory in sorted(repository.version_directories(change.directory).items()):
             if version not in keep:
                 freed[version] = sum(path.stat().st_size for path in directory.iterdir())
                 disk.remove(directory)
@@ -40,7 +39,7 @@ def needed(change: Change) -> set[int]:
     loaded = {
         number for number, state in states(change.control, change.model).items() if state not in {"", "UNAVAILABLE"}
     }
-    keep = {*files.served_versions(change.directory), *loaded}
+    keep = {*repository.served_versions(change.directory), *loaded}
     serving = change.serves()
     if serving is not None:
         keep |= {serving, change.ledger.before(serving) or serving}

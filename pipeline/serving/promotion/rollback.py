@@ -7,8 +7,7 @@ import time
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import ledger
 from pipeline.serving.promotion.change import RESTART, Change
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.errors import TritonError
 
@@ -24,7 +23,7 @@ def rollback(model: str, control: Control, load_timeout: float = 60.0) -> int:
         TritonError: the server cannot be reached or does not serve it; a restart will.
         BlockingIOError: another process is changing this model.
     """
-    files.check_name(model)
+    repository.check_name(model)
     with disk.lock(model), disk.explained(model):
         change = Change(model, control, load_timeout)
         begin = time.perf_counter()
@@ -45,7 +44,7 @@ def _target(change: Change) -> tuple[int, int]:
     version = change.ledger.serving_version()
     if version is None:
         raise PromotionError(f"{change.model} cannot be rolled back: no version of it serves by {change.ledger.path}")
-    policy = files.served_versions(change.directory)
+    policy = repository.served_versions(change.directory)
     if policy and policy[-1] != version:
         return policy[-1], version
     previous = change.ledger.before(version)

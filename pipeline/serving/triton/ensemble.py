@@ -16,8 +16,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from pipeline.errors import PromotionError
 from pipeline.files import sync
 from pipeline.machine import places
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.control import READY, Control, states
 from pipeline.serving.triton.errors import TritonError
 from pipeline.settings import yaml12
@@ -89,7 +88,7 @@ def config_pbtxt(steps: Sequence[Step], configs: Mapping[str, Any]) -> str:
         config.ensemble_scheduling.step.add(
             model_name=step.model, model_version=-1, input_map=step.inputs, output_map=step.outputs
         )
-    return files.config_text(config, [1])
+    return repository.config_text(config, [1])
 
 
 def publish(name: str, steps: Sequence[Step], control: Control, load_timeout: float = 60.0) -> None:
@@ -100,19 +99,19 @@ def publish(name: str, steps: Sequence[Step], control: Control, load_timeout: fl
             was served before serves on.
         TritonError: the server cannot be reached.
     """
-    files.check_name(name)
+    repository.check_name(name)
     directory = places.triton_repository() / name
-    config_file = directory / files.CONFIG_FILE
+    config_file = directory / repository.CONFIG_FILE
     with disk.lock(name), disk.explained(name):
         before = config_file.read_text(encoding="utf-8") if config_file.exists() else None
-        if before is not None and files.read_config(config_file).platform != _PLATFORM:
+        if before is not None and repository.read_config(config_file).platform != _PLATFORM:
             raise PromotionError(f"{name} is a model that was promoted: give the ensemble another name")
         text = config_pbtxt(steps, {step.model: _config(step.model) for step in steps})
         if before is None:
             with disk.scratch() as room:
                 (room / name / "1").mkdir(parents=True)
-                (room / name / files.CONFIG_FILE).write_text(text, encoding="utf-8")
-                sync([room / name / files.CONFIG_FILE, room / name / "1", room / name])
+                (room / name / repository.CONFIG_FILE).write_text(text, encoding="utf-8")
+                sync([room / name / repository.CONFIG_FILE, room / name / "1", room / name])
                 disk.rename(room / name, directory)
         else:
             disk.replace(config_file, text)
@@ -139,16 +138,16 @@ def _take_back(name: str, before: str | None, control: Control, load_timeout: fl
         control.unload(name)
         disk.remove(directory)
     else:
-        disk.replace(directory / files.CONFIG_FILE, before)
+        disk.replace(directory / repository.CONFIG_FILE, before)
         control.load(name, load_timeout)
 
 
 def _config(model: str) -> Any:
-    files.check_name(model)
-    path = places.triton_repository() / model / files.CONFIG_FILE
+    repository.check_name(model)
+    path = places.triton_repository() / model / repository.CONFIG_FILE
     if not path.exists():
         raise PromotionError(f"a step asks the model {model!r}, which is not served: promote it first")
-    return files.read_config(path)
+    return repository.read_config(path)
 
 
 def _wanted(step: Step, tensors: Sequence[Any], names: Mapping[str, str], kind: str) -> dict[str, _Tensor]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.errors import PromotionError
 from pipeline.machine import places
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.errors import TritonError
@@ -28,7 +27,7 @@ def temporary_models(
         PromotionError: an artifact cannot be loaded.
         TritonError: the server cannot be reached.
     """
-    files.check_name(serving.model)
+    repository.check_name(serving.model)
     prefix = f"{serving.model}__eval_"
     with disk.lock(prefix.rstrip("_")), contextlib.ExitStack() as stack:
         server = control or stack.enter_context(Client())
@@ -38,7 +37,7 @@ def temporary_models(
         for artifact in artifacts:
             name = names[artifact.candidate]
             with disk.scratch() as scratch:
-                files.write_model(scratch / name, artifact, serving, version=1)
+                repository.write_model(scratch / name, artifact, serving, version=1)
                 disk.rename(scratch / name, places.triton_repository() / name)
             try:
                 server.load(name, load_timeout)

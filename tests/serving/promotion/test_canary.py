@@ -204,7 +204,7 @@ def test_without_enough_requests_it_is_withdrawn_as_undecided(home, fake, one, p
 
 
 def test_a_champion_whose_instances_do_not_come_is_said(home, fake, one, promote):
-    with pytest.raises(PromotionError, match="no copy of proxy version 1 hands its requests over"):
+    with pytest.raises(PromotionError, match="no instance of proxy version 1 hands its requests over"):
         promote(artifact(home, 2.0))
     nothing_left(home, fake)
 

@@ -16,7 +16,7 @@ from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.relay import socket_path
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import repository
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.schema import Serving
@@ -69,10 +69,10 @@ def promote(client, model, tmp_path, in_process):
 
 def faulty(directory: Path, fault: str, flag: Path) -> Path:
     """model.py with a fault that begins when the file `flag` is there, so that all checks before it are passed."""
-    source = files.BACKEND.read_text()
+    source = repository.BACKEND.read_text()
     run = "self.session.run("
     assert source.count(run) == 3
-    path = directory / fault / files.BACKEND.name
+    path = directory / fault / repository.BACKEND.name
     path.parent.mkdir()
     path.write_text(
         f"{source.replace(run, '_faulty(self.session.run)(')}\n\n"
@@ -97,7 +97,7 @@ def test_a_broken_canary_fails_nobodys_request_and_a_good_one_goes_live(promote,
         for fault in FAULTS:
             flag.unlink(missing_ok=True)
             with monkeypatch.context() as patch:
-                patch.setattr(files, "BACKEND", faulty(tmp_path, fault, flag))
+                patch.setattr(repository, "BACKEND", faulty(tmp_path, fault, flag))
                 patch.setattr(Ledger, "append", begin)
                 with pytest.raises(PromotionError, match=r"was refused, .*: canary: \d+ failed \("):
                     promote(two, TRY.model_copy(update={"live_timeout_ms": 200.0}))

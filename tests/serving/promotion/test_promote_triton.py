@@ -18,8 +18,7 @@ from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.ledger import STEPS, Ledger
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.rollback import rollback
-from pipeline.serving.triton import disk
-from pipeline.serving.triton import repository as files
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
@@ -78,9 +77,9 @@ class Promoter:
         change = Change(self.model, self.control, 30.0)
         version = change.serves()
         assert change.trouble(version) is None
-        assert files.served_versions(change.directory)[-1] == version
+        assert repository.served_versions(change.directory)[-1] == version
         assert self.registry.aliases(self.model)["champion"] == version
-        assert set(files.version_directories(change.directory)) <= change.ledger.has_served()
+        assert set(repository.version_directories(change.directory)) <= change.ledger.has_served()
         assert [name for name in self.control.index() if name.startswith(f"{self.model}__")] == []
         return version
 
@@ -201,20 +200,20 @@ def test_broken_candidates_are_refused_and_the_champions_requests_are_not_touche
 ):
     one, two = artifact(tmp_path, 1.0), artifact(tmp_path, 2.0)
     promote(one)
-    source = files.BACKEND.read_text()
+    source = repository.BACKEND.read_text()
     with Clients(promote.model, [one.onnx]) as clients:
         for name, (old, new, says) in BACKENDS.items():
             assert old in source
-            broken = tmp_path / name / files.BACKEND.name
+            broken = tmp_path / name / repository.BACKEND.name
             broken.parent.mkdir()
             broken.write_text(source.replace(old, new) + FAULTS)
             with monkeypatch.context() as patch:
-                patch.setattr(files, "BACKEND", broken)
+                patch.setattr(repository, "BACKEND", broken)
                 with pytest.raises(PromotionError, match=f"(?s)was refused, what served before serves on: .*({says})"):
                     promote(two, max_p99_ms=100.0, max_p99_ratio=1e6)
             assert client.ready(), "a balancer would turn the champion's clients away"
         half_copied(promote, two, monkeypatch)
-        other = files.Artifact(two.onnx, two.spec, "0" * 64, two.candidate)
+        other = repository.Artifact(two.onnx, two.spec, "0" * 64, two.candidate)
         with pytest.raises(
             PromotionError, match=f"has SHA-256 {two.sha256}, but candidate 'int8' was recorded with 000"
         ):
@@ -269,9 +268,9 @@ def test_traps_1_and_2_nothing_is_linked_and_nothing_is_staged_where_triton_look
 
     def look(self, step, **what):
         append(self, step, **what)
-        repository = Change(promote.model, client, 30.0).directory.parent
-        seen.extend(path for path in repository.rglob(f"{promote.model}*/**/*"))
-        seen.extend(repository.glob(f"*{promote.model}*"))
+        root = Change(promote.model, client, 30.0).directory.parent
+        seen.extend(path for path in root.rglob(f"{promote.model}*/**/*"))
+        seen.extend(root.glob(f"*{promote.model}*"))
 
     monkeypatch.setattr(Ledger, "append", look)
     promote(artifact(tmp_path, 2.0))
