@@ -40,7 +40,7 @@ from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client, TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 CONDITIONS = ("none", "idle", "canary", "shadow")
 IN_FLIGHT = 16

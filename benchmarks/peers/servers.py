@@ -19,7 +19,7 @@ from peers.environments import PeerError
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton import server
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 PEERS = Path(__file__).parent
 _START_SECONDS = 180.0

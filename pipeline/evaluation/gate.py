@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pipeline.records.evaluation import TEACHER, CandidateVerdict, Check, Measured, Verdict
-from pipeline.settings.schema import Budget
+from pipeline.settings.gate import Budget
 
 TIE = 0.1
 """Two throughputs closer than this share are a tie: the same model measured twice differs by as much."""

@@ -49,7 +49,8 @@ from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.golden import TOLERANCE
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
-from pipeline.settings.schema import Budget, Evaluate, Serving
+from pipeline.settings.gate import Budget, Evaluate
+from pipeline.settings.serving import Serving
 
 PREDICTIONS_FILE = "predictions.npz"
 GOLDEN_IMAGES = 64

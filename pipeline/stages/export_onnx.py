@@ -31,7 +31,7 @@ from pipeline.records.candidates import Candidate, Candidates, Mobile, Parity, s
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.parity import compare
 from pipeline.runners.runner import TorchRunner
-from pipeline.settings.schema import ExportOnnx
+from pipeline.settings.export import ExportOnnx
 from pipeline.stages.quantize import FLOAT, QUANTIZATION_FILE
 
 BATCHES = (1, 7, 64)

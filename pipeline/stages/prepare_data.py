@@ -24,7 +24,7 @@ from pipeline.errors import DataError, near_miss
 from pipeline.machine import places, workspace
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
-from pipeline.settings.schema import Data
+from pipeline.settings.data import Data
 
 if TYPE_CHECKING:
     from dvc.output import Output

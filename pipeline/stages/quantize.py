@@ -38,7 +38,8 @@ from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Quantizer
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.settings.schema import Distributed, Fit, Quantize
+from pipeline.settings.compression import Quantize
+from pipeline.settings.training import Distributed, Fit
 from pipeline.training.fit import check_same_task, train_job
 from pipeline.training.job import TrainingJob
 

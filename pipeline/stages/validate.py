@@ -28,7 +28,7 @@ from pipeline.data.shards import Manifest, load_manifest
 from pipeline.errors import DataError
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
-from pipeline.settings.schema import Expectations
+from pipeline.settings.data import Expectations
 
 EXAMPLES = 3
 

@@ -21,7 +21,7 @@ from pipeline.records.candidates import load_candidates
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.golden import TOLERANCE, difference
-from pipeline.settings.schema import Serving, VerifyServed
+from pipeline.settings.serving import Serving, VerifyServed
 from pipeline.stages.promote import PROMOTION_FILE
 
 SERVED_FILE = "served.json"

@@ -15,7 +15,8 @@ from pipeline.models.checkpoint import load
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.progress import events
 from pipeline.protocols import Metrics
-from pipeline.settings.schema import Component, Distributed
+from pipeline.settings.base import Component
+from pipeline.settings.training import Distributed
 from pipeline.training.distributed.launch import launch, processes
 from pipeline.training.job import HISTORY_FILE, TrainingJob, check_batch, steps_an_epoch
 

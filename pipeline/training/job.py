@@ -34,7 +34,8 @@ from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
 from pipeline.progress import events
-from pipeline.settings.schema import Component, Fit
+from pipeline.settings.base import Component
+from pipeline.settings.training import Fit
 from pipeline.training import snapshot, teacher_answers
 from pipeline.training.distributed import ranks
 from pipeline.training.onednn import safe_convolutions

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.evaluation import gate
 from pipeline.records.evaluation import Estimate, Measured, Offline, Parity, Quality, Served
-from pipeline.settings.schema import Budget
+from pipeline.settings.gate import Budget
 
 BUDGET = Budget(accuracy_drop=0.01, size_ratio=8, speedup=8, served_speedup=2.5)
 

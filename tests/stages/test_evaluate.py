@@ -19,7 +19,8 @@ from pipeline.records.candidates import Candidate, Candidates, Engines, Parity
 from pipeline.records.candidates import save as save_candidates
 from pipeline.records.evaluation import Served, load_evaluation, load_verdict
 from pipeline.report import plots
-from pipeline.settings.schema import Budget, Evaluate, Serving
+from pipeline.settings.gate import Budget, Evaluate
+from pipeline.settings.serving import Serving
 from pipeline.stages import evaluate as stage
 
 LABELS = ("zero", "one", "two", "three")

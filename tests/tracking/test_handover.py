@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
-from pipeline.settings import schema
+from pipeline.settings import parse
 from pipeline.tracking import handover
 from pipeline.tracking.handover import Input
 
@@ -18,7 +18,7 @@ def _inputs(identity="abc"):
 
 
 def _hash(overrides=None, identity="abc", code="c0", stage=TRAIN):
-    return handover.fingerprint(stage, schema.load("demo", overrides), _inputs(identity), code)
+    return handover.fingerprint(stage, parse.load("demo", overrides), _inputs(identity), code)
 
 
 def test_the_same_facts_give_the_same_fingerprint():

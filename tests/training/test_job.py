@@ -13,7 +13,8 @@ from pipeline.compression.quantization.fake_quant import FakeQuant, Grid, Levels
 from pipeline.data.shards import load_manifest, open_split
 from pipeline.errors import SettingsError
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component, Fit
+from pipeline.settings.base import Component
+from pipeline.settings.training import Fit
 from pipeline.training import job as training
 from pipeline.training.distributed import ranks
 from pipeline.training.fit import new_spec

@@ -43,7 +43,7 @@ from pipeline.serving.triton import disk
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Answer, TritonError
 from pipeline.serving.triton.control import is_reachable
-from pipeline.settings.schema import Promote
+from pipeline.settings.serving import Promote
 
 _THREADS = 2
 """Requests that may be tried at once; more copies of the champion than that get one each. A share that is more than these can

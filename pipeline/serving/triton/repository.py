@@ -22,7 +22,7 @@ from pipeline.files import sha256
 from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.records.candidates import load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 BACKEND = Path(__file__).parent / "backend" / "model.py"
 CONFIG_FILE = "config.pbtxt"

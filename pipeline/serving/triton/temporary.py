@@ -13,7 +13,7 @@ from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client, TritonError
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.relay import receive_message, send_message, socket_path
 from pipeline.serving.triton.client import TritonError
 from pipeline.serving.triton.repository import CONFIG_FILE
-from pipeline.settings.schema import Promote
+from pipeline.settings.serving import Promote
 
 TRY = QUICK.model_copy(
     update={

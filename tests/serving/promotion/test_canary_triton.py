@@ -19,7 +19,7 @@ from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import repository as files
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import remove_models
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 TRY = QUICK.model_copy(

@@ -13,7 +13,7 @@ from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.client import Client, TritonError
 from pipeline.serving.triton.temporary import remove_models
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 ROW = [1, 16]

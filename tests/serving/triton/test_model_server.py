@@ -20,7 +20,7 @@ from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file, golden, made_up
 from pipeline.serving.triton.client import AsyncClient, Client, TritonError
 from pipeline.serving.triton.temporary import remove_models
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 

@@ -18,7 +18,7 @@ from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
 from pipeline.serving.triton.client import Client, TritonError, TritonRunner, classify
 from pipeline.serving.triton.temporary import remove_models, temporary_models
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 
