@@ -112,7 +112,7 @@ class Promote(Section):
     )
     live_test: Literal["none", "canary", "shadow"] = Field(
         "none",
-        description="On live requests, before going live, a candidate is a canary, which answers, a shadow, which is sent duplicates, or none.",
+        description="Before going live, on live requests, a candidate is a canary, which answers; a shadow, which gets copies, or none.",
     )
     live_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.05, description="Share of the live requests that a canary or shadow gets."

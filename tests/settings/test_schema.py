@@ -1,4 +1,4 @@
-"""Settings: what is refused and in which words, what overlays what, and that nothing can change afterwards."""
+"""Settings: what contradicts itself is refused, and nothing can change afterwards."""
 
 import json
 import subprocess

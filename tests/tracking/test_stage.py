@@ -160,7 +160,7 @@ def test_a_retry_opens_the_same_run_and_finds_its_checkpoint(stage):
 def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys, types
-        from pipeline.settings import schema as config
+        from pipeline.settings import parse
         from pipeline.tracking import stage as tracking
         from pipeline.graph import Stage
         def fake(config, *, out):
