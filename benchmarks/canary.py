@@ -42,7 +42,7 @@ from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 CONDITIONS = ("none", "idle", "canary", "shadow")
 IN_FLIGHT = 16

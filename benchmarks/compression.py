@@ -42,7 +42,9 @@ from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.timing import time_runners
-from pipeline.settings.schema import Component, Distill, Distributed, Finetune, Fit, Prune, Quantize, Train
+from pipeline.settings.base import Component
+from pipeline.settings.compression import Prune, Quantize
+from pipeline.settings.training import Distill, Distributed, Finetune, Fit, Train
 from pipeline.stages.distill import distill
 from pipeline.stages.prune import prune
 from pipeline.stages.quantize import quantize

@@ -36,7 +36,7 @@ from pipeline.serving.load import closed_loop, processes
 from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.triton import artifact as artifacts
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 MODEL = "proxy"
 FACTOR = 2.0

@@ -53,7 +53,8 @@ from pipeline.serving.load.tuning import TUNED
 from pipeline.serving.triton import artifact as artifacts
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Budget, Promote, Serving
+from pipeline.settings.gate import Budget
+from pipeline.settings.serving import Promote, Serving
 
 ROWS = 64
 """Different requests that are sent in turn, and checked."""

@@ -47,7 +47,7 @@ from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import remove_models
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 MODEL = "proxy"
 SHAPE = (1, 28, 28)

@@ -21,7 +21,7 @@ from pipeline.errors import BudgetError
 from pipeline.evaluation.preference import served_ratio
 from pipeline.records.evaluation import Evaluation, load_evaluation
 from pipeline.records.verdict import Verdict, load_verdict
-from pipeline.settings.schema import load, parse_overrides
+from pipeline.settings.parse import load, parse_overrides
 from pipeline.stages.evaluate import evaluate
 
 

@@ -12,7 +12,7 @@ from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from pipeline.settings import schema
+from pipeline.settings import parse
 from pipeline.settings.form import settings_arguments
 
 APPROVE = "approve"
@@ -49,7 +49,7 @@ def wanted(conf: dict[str, Any]) -> bool:
         key: value for key, value in conf.items() if key in {"recipe", "promote"} or key.startswith("promote.")
     }
     _, recipe, *pairs = settings_arguments(of_promote)
-    return schema.load(recipe, schema.parse_overrides(tuple(pairs[1::2]))).promote.approval
+    return parse.load(recipe, parse.parse_overrides(tuple(pairs[1::2]))).promote.approval
 
 
 def evidence_text(pipeline: str) -> str:

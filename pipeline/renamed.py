@@ -15,7 +15,7 @@ from typing import Any
 
 MODULES = {
     "checkpoint": "models.checkpoint",
-    "config": "settings.schema",
+    "config": "settings.parse",
     "datasets": "data.datasets",
     "distributed": "training.distributed",
     "losses": "training.losses",

@@ -9,7 +9,8 @@ import pytest
 from pipeline import graph
 from pipeline.graph import STAGES
 from pipeline.services.airflow_settings import POOLS
-from pipeline.settings.schema import Section, Settings
+from pipeline.settings.base import Section
+from pipeline.settings.schema import Settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "pipeline" / "stages"
 each_stage = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)

@@ -19,7 +19,7 @@ from pipeline.machine import cpu, places
 from pipeline.serving.load.tuning import TUNED
 from pipeline.serving.triton import artifact as artifacts
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 from pipeline.tracking.registry import registry as model_registry
 
 

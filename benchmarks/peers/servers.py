@@ -18,7 +18,7 @@ import psutil
 from peers.environments import PeerError
 from pipeline.serving.triton import repository, server
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 PEERS = Path(__file__).parent
 _START_SECONDS = 180.0

@@ -10,6 +10,7 @@ from pipeline import components
 from pipeline.cli import options
 from pipeline.errors import FlyweightError, SettingsError
 from pipeline.settings import schema
+from pipeline.settings.base import Component
 
 if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec
@@ -49,7 +50,7 @@ def check(recipe: str | None, overrides: tuple[str, ...]) -> None:
     click.echo(f"the settings hold: recipe {recipe or 'none'}, data set {settings.data.dataset}")
 
 
-def _spec(settings: schema.Settings, model: schema.Component) -> ModelSpec:
+def _spec(settings: schema.Settings, model: Component) -> ModelSpec:
     """Return the spec of a fresh `model` for the data set, so that it can be refused before it is trained."""
     from pipeline.models.spec import Preprocessing, image_classifier
 

@@ -13,7 +13,7 @@ import click
 from pipeline.cli import options
 from pipeline.errors import FlyweightError
 from pipeline.machine import places, workspace
-from pipeline.settings import schema
+from pipeline.settings import parse, schema
 
 if TYPE_CHECKING:
     from pipeline.serving.load.result import Closed, Open
@@ -131,7 +131,7 @@ def _write_settings(found: Tuning, recipe: str | None) -> None:
     from pipeline.settings import edit
 
     path = workspace.root() / "recipes" / f"{recipe}.yaml" if recipe else workspace.root() / "params.yaml"
-    there = tuning_run.values(schema.load(recipe).serving)
+    there = tuning_run.values(parse.load(recipe).serving)
     changed = {name: value for name, value in tuning_run.values(found.chosen).items() if there[name] != value}
     edit.update(path, "serving", changed)
     words = ", ".join(f"serving.{name} = {value}" for name, value in changed.items())

@@ -6,9 +6,9 @@ import sys
 
 import click
 
-from pipeline.settings import schema
+from pipeline.settings import parse, schema
 
-recipe = click.option("--recipe", metavar="NAME", help=f"Overlay on params.yaml: {', '.join(schema.recipes())}.")
+recipe = click.option("--recipe", metavar="NAME", help=f"Overlay on params.yaml: {', '.join(parse.recipes())}.")
 overrides = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. train.fit.epochs=3. Repeatable."
 )
@@ -19,7 +19,7 @@ model = click.option("--model", default="proxy", show_default=True, help="Model 
 
 def settings(recipe_name: str | None, pairs: tuple[str, ...]) -> schema.Settings:
     """Return the settings that ``--recipe`` and ``--set`` ask for. Raises `SettingsError`."""
-    return schema.load(recipe_name, schema.parse_overrides(pairs))
+    return parse.load(recipe_name, parse.parse_overrides(pairs))
 
 
 def say(line: str) -> None:

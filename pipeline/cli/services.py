@@ -8,7 +8,7 @@ import click
 
 from pipeline.cli import options
 from pipeline.errors import FlyweightError
-from pipeline.settings import schema
+from pipeline.settings import parse
 
 
 def add_to(main: click.Group) -> None:
@@ -28,7 +28,7 @@ def demo(recipe: str | None, overrides: tuple[str, ...], force: bool) -> None:
 
     options.settings(recipe or "demo", overrides)
     services.up(("mlflow", "triton", "airflow"))
-    sys.exit(demonstration.run(recipe or "demo", schema.parse_overrides(overrides), force=force))
+    sys.exit(demonstration.run(recipe or "demo", parse.parse_overrides(overrides), force=force))
 
 
 @click.command()

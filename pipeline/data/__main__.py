@@ -16,7 +16,7 @@ from pipeline.data.divide import divide
 from pipeline.errors import FlyweightError, SettingsError, near_miss
 from pipeline.machine import workspace
 from pipeline.protocols import Dataset
-from pipeline.settings import schema
+from pipeline.settings import parse
 
 _log = logging.getLogger("pipeline.data")
 
@@ -32,7 +32,7 @@ def fetch(name: str) -> None:
 
 def prepare(name: str) -> None:
     """Write the prepared splits of `name` into data/NAME, as ``datasets.NAME`` in params.yaml says."""
-    known = schema.load().datasets
+    known = parse.load().datasets
     if name not in known:
         raise SettingsError(
             f"'datasets' in params.yaml has no {name!r}; it has: {', '.join(known)}{near_miss(name, known)}"

@@ -6,7 +6,7 @@ import great_expectations.expectations as gxe
 import numpy as np
 
 from pipeline.data.manifest import Manifest
-from pipeline.settings.schema import Expectations
+from pipeline.settings.data import Expectations
 
 
 def shard_expectations(manifest: Manifest) -> list[gxe.Expectation]:

@@ -15,7 +15,7 @@ from pipeline.evaluation.preference import offline_ratio, order, preferred, serv
 from pipeline.records.evaluation import TEACHER, Measured
 from pipeline.records.measures import Estimate
 from pipeline.records.verdict import CandidateVerdict, Check, EqualSpeed, Verdict
-from pipeline.settings.schema import Budget
+from pipeline.settings.gate import Budget
 
 RULE = (
     "Every limit is held against the unfavourable end of the measurement's interval. Nominated is the fastest through Triton "

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation import calibration, intervals
 from pipeline.records.measures import Parity, Quality, ReliabilityBin
-from pipeline.settings.schema import Evaluate
+from pipeline.settings.gate import Evaluate
 
 
 def quality(

@@ -20,7 +20,7 @@ from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner
 from pipeline.runners.timing import time_runners
-from pipeline.settings.schema import Evaluate
+from pipeline.settings.gate import Evaluate
 
 if TYPE_CHECKING:
     from pipeline.data.split import Split

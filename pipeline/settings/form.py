@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline.machine import workspace
 from pipeline.settings import yaml12
-from pipeline.settings.schema import Settings, fields, recipes
+from pipeline.settings.parse import recipes
+from pipeline.settings.schema import Settings, fields
 
 RECIPE = "recipe"
 FORCE = "force"

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the schema in config.py: ``python -m pipeline.settings.page``.
+"""Write docs/settings.md from the schema: ``python -m pipeline.settings.page``.
 
 A test compares the file with `render()`, so that the page cannot say what the code no longer does.
 """
@@ -12,14 +12,17 @@ from typing import Any
 from pipeline import components
 from pipeline.machine import workspace
 from pipeline.settings import yaml12
-from pipeline.settings.schema import DatasetSplit, Section, Settings, fields, recipes
+from pipeline.settings.base import Section
+from pipeline.settings.data import DatasetSplit
+from pipeline.settings.parse import recipes
+from pipeline.settings.schema import Settings, fields
 
 PAGE = workspace.SOURCE / "docs" / "settings.md"
 
 _INTRODUCTION = """\
 # Settings
 
-<!-- Written by `python -m pipeline.settings.page`. Change the texts in pipeline/settings/schema.py, then run that again. -->
+<!-- Written by `python -m pipeline.settings.page`. Change the texts in pipeline/settings/, then run that again. -->
 
 Every setting of a run. A later source wins over an earlier one:
 

@@ -40,7 +40,8 @@ from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.parity import compare
 from pipeline.runners.runner import TensorRTRunner
 from pipeline.runners.timing import time_runners
-from pipeline.settings.schema import BuildTensorrt, Serving
+from pipeline.settings.export import BuildTensorrt
+from pipeline.settings.serving import Serving
 
 IMAGES = 1000
 """Validation images, at most, that an engine answers beside ONNX Runtime."""

@@ -18,7 +18,7 @@ from pipeline.models import size as macs
 from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics
 from pipeline.records.training import BASELINE_FILE
-from pipeline.settings.schema import Distill, Distributed
+from pipeline.settings.training import Distill, Distributed
 from pipeline.training.fit import check_same_task, new_spec, size, train_job
 from pipeline.training.job import TrainingJob
 

@@ -38,7 +38,8 @@ from pipeline.runners.host import host
 from pipeline.serving.load.candidates import Load, Loads, measure_candidates
 from pipeline.serving.triton.golden import TOLERANCE
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Budget, Evaluate, Serving
+from pipeline.settings.gate import Budget, Evaluate
+from pipeline.settings.serving import Serving
 
 PREDICTIONS_FILE = "predictions.npz"
 GOLDEN_IMAGES = 64

@@ -26,7 +26,7 @@ from pipeline.protocols import Metrics
 from pipeline.records.candidates import Candidate, Candidates, Mobile, Parity, save
 from pipeline.records.quantization import ORIGINAL, QAT, candidate_of, load_quantization
 from pipeline.runners import trial
-from pipeline.settings.schema import ExportOnnx
+from pipeline.settings.export import ExportOnnx
 
 
 @dataclass(frozen=True)

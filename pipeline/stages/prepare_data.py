@@ -25,7 +25,7 @@ from pipeline.machine import places, workspace
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.data import DATA_FILE
-from pipeline.settings.schema import Data
+from pipeline.settings.data import Data
 
 if TYPE_CHECKING:
     from dvc.output import Output

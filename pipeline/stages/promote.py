@@ -35,7 +35,7 @@ from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 
 def promote(

@@ -18,7 +18,8 @@ from pipeline.data.split import Split, open_split
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics, Pruner
-from pipeline.settings.schema import Distributed, Prune
+from pipeline.settings.compression import Prune
+from pipeline.settings.training import Distributed
 from pipeline.training.fit import check_same_task, train_job
 from pipeline.training.job import TrainingJob
 from pipeline.training.rewrites import rewrite

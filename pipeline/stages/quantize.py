@@ -32,7 +32,8 @@ from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.protocols import Metrics, Quantizer
 from pipeline.records.quantization import QAT, QUANTIZATION_FILE
-from pipeline.settings.schema import Distributed, Fit, Quantize
+from pipeline.settings.compression import Quantize
+from pipeline.settings.training import Distributed, Fit
 from pipeline.training.fit import check_same_task, train_job
 from pipeline.training.job import TrainingJob
 from pipeline.training.rewrites import RewriteSpec, rewrite

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.data.manifest import load_manifest
 from pipeline.protocols import Metrics
-from pipeline.settings.schema import Distributed, Train
+from pipeline.settings.training import Distributed, Train
 from pipeline.training.fit import new_spec, train_job
 from pipeline.training.job import TrainingJob
 

@@ -17,7 +17,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
-from pipeline.settings.schema import Expectations
+from pipeline.settings.data import Expectations
 
 
 def validate(config: Expectations, *, data: Path, out: Path) -> Metrics:

@@ -24,7 +24,7 @@ from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.golden import TOLERANCE, difference
-from pipeline.settings.schema import Serving, VerifyServed
+from pipeline.settings.serving import Serving, VerifyServed
 
 
 def verify_served(

@@ -22,7 +22,7 @@ import click
 from pipeline.files import sha256
 from pipeline.graph import STAGES, Stage
 from pipeline.machine import cpu, gpu, workspace
-from pipeline.settings import schema
+from pipeline.settings import parse
 from pipeline.settings.schema import Settings
 from pipeline.tracking import packages
 from pipeline.tracking.closure import Closure, closure, module_of
@@ -162,7 +162,7 @@ def _hash(facts: Any) -> str:
 @click.option("--touch", multiple=True, type=click.Path(exists=True, path_type=Path), help="A file that would change.")
 def main(stages: tuple[str, ...], recipe: str | None, touch: tuple[Path, ...]) -> None:
     """Print what the result of each STAGE depends on, or which stages a change of a file runs again."""
-    settings = schema.load(recipe)
+    settings = parse.load(recipe)
     for path in touch:
         first, later = touched(settings, path)
         then = f"; then, by their inputs: {', '.join(later)}" if later else ""

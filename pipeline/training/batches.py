@@ -15,7 +15,7 @@ from pipeline.data.views import augment
 from pipeline.data.views.row_generator import RowGenerator
 from pipeline.errors import SettingsError
 from pipeline.models.spec import ModelSpec
-from pipeline.settings.schema import Fit
+from pipeline.settings.training import Fit
 from pipeline.training.distributed import ranks
 from pipeline.training.validation import to_input
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.settings.schema import Component
+from pipeline.settings.base import Component
 from pipeline.training.distributed import ranks
 
 

@@ -16,7 +16,8 @@ from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.progress import events
 from pipeline.protocols import Metrics
 from pipeline.report.curves import draw_curves
-from pipeline.settings.schema import Component, Distributed
+from pipeline.settings.base import Component
+from pipeline.settings.training import Distributed
 from pipeline.training.batches import check_batch, steps_per_epoch
 from pipeline.training.distributed.launch import launch, processes
 from pipeline.training.job import TrainingJob

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
-from pipeline.settings.schema import Component, Fit
+from pipeline.settings.base import Component
+from pipeline.settings.training import Fit
 from pipeline.training.distributed import ranks
 from pipeline.training.loop import Training
 from pipeline.training.rewrites import RewriteSpec

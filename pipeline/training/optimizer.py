@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.settings.schema import Fit
+from pipeline.settings.training import Fit
 
 
 def make_optimizer(learned: nn.Module, fit: Fit) -> torch.optim.Optimizer:

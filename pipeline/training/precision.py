@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from pipeline.settings.schema import Fit
+from pipeline.settings.training import Fit
 from pipeline.training.distributed import ranks
 
 _log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.settings.schema import Fit
+from pipeline.settings.training import Fit
 
 
 def learning_rate(fit: Fit, step: int, steps: int) -> float:

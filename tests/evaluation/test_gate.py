@@ -5,7 +5,7 @@ import pytest
 from pipeline.evaluation import gate
 from pipeline.records.evaluation import Measured
 from pipeline.records.measures import Estimate, Interval, Offline, Parity, Quality, Served
-from pipeline.settings.schema import Budget
+from pipeline.settings.gate import Budget
 
 BUDGET = Budget(accuracy_drop=0.01, size_ratio=8, speedup=8, served_speedup=2.5)
 

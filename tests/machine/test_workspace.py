@@ -34,9 +34,9 @@ def test_a_workspace_outside_the_clone_has_settings_of_its_own_and_the_packages_
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text("seed: 5\n")
     code = (
-        "from pipeline.settings import schema; from pipeline.serving.triton import repository, server;"
+        "from pipeline.settings import parse; from pipeline.serving.triton import repository, server;"
         "from pipeline.services import airflow_settings;"
-        "print(schema.recipes(), schema.load('mine').seed, repository.BACKEND.is_file(), server.REQUIREMENTS.is_file(),"
+        "print(parse.recipes(), parse.load('mine').seed, repository.BACKEND.is_file(), server.REQUIREMENTS.is_file(),"
         "(airflow_settings.DAGS / 'make_proxy.py').is_file())"
     )
     environment = {**os.environ, "FLYWEIGHT_ROOT": str(tmp_path), "PYTHONPATH": str(workspace.SOURCE)}

@@ -7,7 +7,7 @@ from pipeline.evaluation import gate
 from pipeline.evaluation.quality import quality
 from pipeline.records.evaluation import Evaluation, Host, Measured
 from pipeline.records.measures import Interval, Offline, Parity, Served
-from pipeline.settings.schema import Budget
+from pipeline.settings.gate import Budget
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 # name: (noise of its answers, bytes, parameters, MACs, images/s offline, images/s through Triton, precision, target)

@@ -8,7 +8,7 @@ import pytest
 from pipeline.evaluation import gate
 from pipeline.report import page
 from pipeline.report.table import table
-from pipeline.settings.schema import Budget
+from pipeline.settings.gate import Budget
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 

@@ -7,7 +7,7 @@ from serving_toys import FakeTriton, Registry, Server
 from pipeline.machine.workspace import SOURCE
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton import server as local_triton
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.settings import parse
 from pipeline.settings import schema as config
 from pipeline.settings.form import DEFAULT_RECIPE, FORCE, RECIPE, params, settings_arguments
 
@@ -33,8 +34,8 @@ def test_every_setting_can_be_left_to_the_recipe(form):
 
 
 def test_the_default_recipe_is_among_the_recipes(form):
-    assert form[RECIPE]["enum"] == config.recipes()
-    assert form[RECIPE]["default"] == DEFAULT_RECIPE in config.recipes()
+    assert form[RECIPE]["enum"] == parse.recipes()
+    assert form[RECIPE]["default"] == DEFAULT_RECIPE in parse.recipes()
 
 
 def test_help_says_what_an_empty_field_means(form):
@@ -81,4 +82,4 @@ def test_only_what_was_changed_is_sent():
 def test_what_airflow_lets_through_the_settings_refuse(conf, text):
     _, recipe, *pairs = settings_arguments(conf)
     with pytest.raises(config.SettingsError, match=text):
-        config.load(recipe, config.parse_overrides(tuple(pairs[1::2])))
+        parse.load(recipe, parse.parse_overrides(tuple(pairs[1::2])))

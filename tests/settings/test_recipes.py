@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings import schema
+from pipeline.settings import parse
+from pipeline.settings.base import Component
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "recipes").iterdir())
 each_recipe = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
 def test_there_are_the_three_that_the_docs_name():
-    assert schema.recipes() == [path.stem for path in FILES] == ["demo", "digits", "full"]
+    assert parse.recipes() == [path.stem for path in FILES] == ["demo", "digits", "full"]
 
 
 @each_recipe
 def test_it_loads_and_changes_something(path):
-    assert schema.load(path.stem) != schema.load()
+    assert parse.load(path.stem) != parse.load()
 
 
 @each_recipe
@@ -28,15 +29,15 @@ def test_line_one_is_a_command_that_runs_it(path):
 
 @each_recipe
 def test_its_components_can_be_made(path):
-    for key, kind, component in schema.load(path.stem).components():
+    for key, kind, component in parse.load(path.stem).components():
         given = {"in_channels": 1, "classes": 10} if kind == "models" else {}
-        made = schema.Component(name=component.name, **given, **component.arguments).build(kind)
+        made = Component(name=component.name, **given, **component.arguments).build(kind)
         assert callable(made), key
 
 
 @each_recipe
 def test_its_student_is_narrower_than_its_teacher(path):
-    settings = schema.load(path.stem)
+    settings = parse.load(path.stem)
     assert settings.distill.model.arguments["width"] < settings.train.model.arguments["width"]
 
 
@@ -44,6 +45,6 @@ def test_its_student_is_narrower_than_its_teacher(path):
 def test_its_data_set_has_its_split_and_its_class(path):
     from pipeline import components
 
-    settings = schema.load(path.stem)
+    settings = parse.load(path.stem)
     assert settings.data.dataset in settings.datasets
     assert settings.data.dataset in components.names("datasets")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.settings import schema
+from pipeline.settings import parse
 from pipeline.settings.form import settings_arguments
 
 
@@ -21,7 +21,7 @@ from pipeline.settings.form import settings_arguments
 )
 def test_a_value_of_the_form_becomes_a_setting(key, sent, value):
     _, recipe, *pairs = settings_arguments({"recipe": "demo", key: sent})
-    found = schema.load(recipe, schema.parse_overrides(tuple(pairs[1::2])))
+    found = parse.load(recipe, parse.parse_overrides(tuple(pairs[1::2])))
     for part in key.split("."):
         found = getattr(found, part)
     assert found == value
@@ -30,5 +30,5 @@ def test_a_value_of_the_form_becomes_a_setting(key, sent, value):
 
 def test_a_component_of_the_form_keeps_its_arguments():
     pairs = settings_arguments({"distill.loss": {"name": "kd", "temperature": 2.0}})[2:]
-    loss = schema.load(None, schema.parse_overrides(tuple(pairs[1::2]))).distill.loss
+    loss = parse.load(None, parse.parse_overrides(tuple(pairs[1::2]))).distill.loss
     assert loss.arguments["temperature"] == 2.0

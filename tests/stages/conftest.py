@@ -105,7 +105,8 @@ def digits_checkpoints(digits_data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def quantized(digits_data, digits_checkpoints, tmp_path_factory):
     """(what `quantize` wrote, the metrics that it returned)"""
-    from pipeline.settings.schema import Distributed, Quantize
+    from pipeline.settings.compression import Quantize
+    from pipeline.settings.training import Distributed
     from pipeline.stages.quantize import quantize
 
     out = tmp_path_factory.mktemp("quantized")
@@ -118,7 +119,7 @@ def quantized(digits_data, digits_checkpoints, tmp_path_factory):
 @pytest.fixture(scope="session")
 def candidates(digits_data, digits_checkpoints, quantized, tmp_path_factory):
     """(what `export_onnx` wrote, the metrics that it returned)"""
-    from pipeline.settings.schema import ExportOnnx
+    from pipeline.settings.export import ExportOnnx
     from pipeline.stages.export_onnx import export_onnx
 
     out = tmp_path_factory.mktemp("candidates")

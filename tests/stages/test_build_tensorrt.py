@@ -23,7 +23,8 @@ from pipeline.models.spec import Preprocessing, image_classifier, load_spec
 from pipeline.records import candidates as files
 from pipeline.records.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.settings.schema import BuildTensorrt, Serving
+from pipeline.settings.export import BuildTensorrt
+from pipeline.settings.serving import Serving
 from pipeline.stages import build_tensorrt as stage
 from pipeline.stages.build_tensorrt import build_tensorrt, choose
 

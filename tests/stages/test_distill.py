@@ -6,7 +6,8 @@ import torch
 
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component, Distill, Distributed, Fit, Train
+from pipeline.settings.base import Component
+from pipeline.settings.training import Distill, Distributed, Fit, Train
 from pipeline.stages import distill as distilling
 from pipeline.stages.distill import distill
 from pipeline.stages.train import train

@@ -23,7 +23,8 @@ from pipeline.records.measures import Served
 from pipeline.records.verdict import load_verdict
 from pipeline.report import plots
 from pipeline.serving.load.candidates import Load, Loads
-from pipeline.settings.schema import Budget, Evaluate, Serving
+from pipeline.settings.gate import Budget, Evaluate
+from pipeline.settings.serving import Serving
 from pipeline.stages import evaluate as stage
 
 LABELS = ("zero", "one", "two", "three")

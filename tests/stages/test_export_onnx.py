@@ -16,7 +16,7 @@ from pipeline.models.spec import load_spec
 from pipeline.records.candidates import load_candidates
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.runner import TorchRunner
-from pipeline.settings.schema import ExportOnnx
+from pipeline.settings.export import ExportOnnx
 from pipeline.stages.export_onnx import export_onnx
 
 NAMES = ("teacher", "student", "pruned", "int8", "int8_tensorrt")

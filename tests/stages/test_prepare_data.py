@@ -14,7 +14,7 @@ from pipeline.data.split import open_split
 from pipeline.errors import DataError
 from pipeline.files import lock
 from pipeline.machine import workspace
-from pipeline.settings import schema
+from pipeline.settings.data import Data
 from pipeline.stages import prepare_data as stage
 
 MAKE = """
@@ -72,7 +72,7 @@ def root(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(out: Path, name: str = "toy") -> dict:
     out.mkdir(exist_ok=True)
-    return dict(stage.prepare_data(schema.Data(dataset=name), out=out))
+    return dict(stage.prepare_data(Data(dataset=name), out=out))
 
 
 def no_repro(target: str) -> None:

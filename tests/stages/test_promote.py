@@ -10,7 +10,7 @@ from serving_toys import FakeTriton, Registry, images, write_candidates
 from pipeline.errors import ModelError, PromotionError
 from pipeline.files import sha256
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 from pipeline.stages.promote import promote
 
 

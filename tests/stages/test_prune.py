@@ -6,7 +6,9 @@ from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.models.spec import load_spec
-from pipeline.settings.schema import Component, Distributed, Fit, Prune, Train
+from pipeline.settings.base import Component
+from pipeline.settings.compression import Prune
+from pipeline.settings.training import Distributed, Fit, Train
 from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train

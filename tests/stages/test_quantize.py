@@ -21,7 +21,10 @@ from pipeline.machine import cpu
 from pipeline.models import checkpoint
 from pipeline.models.spec import load_spec
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.settings.schema import Component, Distributed, ExportOnnx, Finetune, Quantize
+from pipeline.settings.base import Component
+from pipeline.settings.compression import Quantize
+from pipeline.settings.export import ExportOnnx
+from pipeline.settings.training import Distributed, Finetune
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
 from pipeline.stages.quantize import quantize

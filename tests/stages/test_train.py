@@ -9,7 +9,8 @@ import torch
 from pipeline.data.split import open_split
 from pipeline.errors import DataError, SettingsError
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component, Distributed, Fit, Train
+from pipeline.settings.base import Component
+from pipeline.settings.training import Distributed, Fit, Train
 from pipeline.stages.train import train
 from pipeline.training.validation import evaluate
 

@@ -19,14 +19,14 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.split import open_split
 from pipeline.errors import DataError
 from pipeline.machine import workspace
-from pipeline.settings import schema
+from pipeline.settings.data import Expectations
 
 pytestmark = pytest.mark.integration  # the whole stage, with Great Expectations
 
-LIMITS = schema.Expectations(min_images=50)
+LIMITS = Expectations(min_images=50)
 
 
-def validate(settings: schema.Expectations, directory: Path, out: Path) -> dict[str, float]:
+def validate(settings: Expectations, directory: Path, out: Path) -> dict[str, float]:
     from pipeline.stages.validate import validate as stage
 
     out.mkdir()
@@ -96,7 +96,7 @@ def failures(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     truncated.write_bytes(truncated.read_bytes()[:9000])
     rewrite(bad / "test/part-00000.arrow", swapped)
     with pytest.raises(DataError) as caught:
-        validate(schema.Expectations(min_images=200), bad, directory / "out")
+        validate(Expectations(min_images=200), bad, directory / "out")
     summary = json.loads((directory / "out" / "validation.json").read_text())
     assert not summary["success"]
     assert all(f"  - {failure}" in str(caught.value) for failure in summary["failures"])
@@ -198,4 +198,4 @@ def test_the_real_data_passes(name: str, tmp_path: Path) -> None:
     directory = workspace.SOURCE / "data" / name
     if not directory.is_dir():
         pytest.skip(f"{directory} is not there: run `python -m dvc repro prepare@{name}`")
-    assert validate(schema.Expectations(), directory, tmp_path / "out")["failed_expectations"] == 0
+    assert validate(Expectations(), directory, tmp_path / "out")["failed_expectations"] == 0

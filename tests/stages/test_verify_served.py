@@ -9,7 +9,7 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton.calls import Answer
-from pipeline.settings.schema import Serving, VerifyServed
+from pipeline.settings.serving import Serving, VerifyServed
 from pipeline.stages.verify_served import verify_served
 
 

@@ -17,7 +17,7 @@ from pipeline.serving.promotion import preflight
 from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton.client import Client
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 
 def promote(directory: str, factor: float, model: str, registry: str, kill_at: str) -> None:

@@ -27,7 +27,7 @@ from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import ATTESTED, Artifact, served_versions, version_directories
-from pipeline.settings.schema import Promote
+from pipeline.settings.serving import Promote
 
 QUICK = Promote(load_timeout_s=5.0, observe_s=0.0, probes=4, max_p99_ratio=1e6)
 """Settings of a promotion that neither waits nor looks at a busy machine's latencies."""

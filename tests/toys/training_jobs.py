@@ -4,7 +4,8 @@ import json
 
 from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component, Fit
+from pipeline.settings.base import Component
+from pipeline.settings.training import Fit
 from pipeline.training import job as training
 from pipeline.training.fit import new_spec
 from pipeline.training.job import TrainingJob

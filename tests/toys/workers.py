@@ -92,7 +92,7 @@ def _listening():
 
 
 if __name__ == "__main__":  # a stage of two processes that only wait, for tests that end it
-    from pipeline.settings.schema import Distributed
+    from pipeline.settings.training import Distributed
     from pipeline.training.distributed.launch import launch
 
     launch("workers:sleep", {"out": sys.argv[1]}, Distributed(nproc=2), Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import pipeline
 from pipeline.graph import STAGES
 from pipeline.machine import workspace
-from pipeline.settings import schema
+from pipeline.settings import parse
 from pipeline.tracking import closure, fingerprint, packages
 from pipeline.tracking.inputs import Input
 
@@ -30,7 +30,7 @@ def _inputs(stage, identity="abc"):
 
 
 def _hash(overrides=None, identity="abc", stage=TRAIN):
-    return fingerprint.fingerprint(stage, schema.load("demo", overrides), _inputs(stage, identity))
+    return fingerprint.fingerprint(stage, parse.load("demo", overrides), _inputs(stage, identity))
 
 
 def _all(overrides=None):
@@ -131,9 +131,9 @@ def test_the_code_of_a_training_process_counts_although_it_is_named_by_strings(c
 
 
 def test_what_is_imported_by_a_name_made_at_run_time_counts():
-    found = fingerprint.needs(TRAIN, schema.load("demo")).files
+    found = fingerprint.needs(TRAIN, parse.load("demo")).files
     assert "pipeline.training.distributed.strategies.ddp" in found
-    assert "pipeline.serving.triton.backend.model" in fingerprint.needs(STAGES["evaluate"], schema.load("demo")).files
+    assert "pipeline.serving.triton.backend.model" in fingerprint.needs(STAGES["evaluate"], parse.load("demo")).files
 
 
 def test_every_module_that_the_sources_name_in_a_string_is_there():
@@ -221,7 +221,7 @@ def test_another_machine_measures_for_itself(monkeypatch):
 def test_the_place_of_the_workspace_and_git_do_not_count(tmp_path, monkeypatch):
     """A workspace outside git has fingerprints, and the same ones."""
     before = _all()
-    settings = schema.load("demo")
+    settings = parse.load("demo")
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     after = {name: fingerprint.fingerprint(STAGES[name], settings, _inputs(STAGES[name])) for name in REUSABLE}
     assert before == after

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import Stage
 from pipeline.progress import events
-from pipeline.settings import schema as config
+from pipeline.settings import parse
 from pipeline.tracking import evidence, inputs, pipeline_run, rest
 from pipeline.tracking import stage as tracking
 from pipeline.tracking.other_run import log_run
@@ -28,7 +28,7 @@ def stage(mlflow_server, monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FLYWEIGHT_CODE_VERSION", tmp_path.name)
-    settings = config.parse({})
+    settings = parse.parse({})
 
     def use(function, **options):
         monkeypatch.setitem(tracking.STAGES, "fake", Stage("fake", "A test.", "prove", section="expectations"))
@@ -135,14 +135,14 @@ def test_a_retry_opens_the_same_run_and_finds_its_checkpoint(stage):
 def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys, types
-        from pipeline.settings import schema as config
+        from pipeline.settings import parse
         from pipeline.tracking import stage as tracking
         from pipeline.graph import Stage
         def fake(config, *, out):
             os.kill(os.getpid(), signal.SIGKILL)
         tracking.STAGES["fake"] = Stage("fake", "A test.", "prove", section="expectations")
         sys.modules["pipeline.stages.fake"] = types.SimpleNamespace(fake=fake)
-        tracking.run_stage("fake", config.parse({}), {}, pipeline="ghost")
+        tracking.run_stage("fake", parse.parse({}), {}, pipeline="ghost")
     """)
     done = subprocess.run([sys.executable, "-u", "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr

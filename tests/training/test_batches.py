@@ -6,7 +6,7 @@ from training_jobs import FIT, PLAIN
 from pipeline.data.manifest import load_manifest
 from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
-from pipeline.settings.schema import Fit
+from pipeline.settings.training import Fit
 from pipeline.training.batches import Batches, check_batch, my_batches
 from pipeline.training.distributed import ranks
 from pipeline.training.fit import new_spec

@@ -8,7 +8,8 @@ from training_jobs import FIT, PLAIN, curves, job, run, same, weights
 
 from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component, Distributed
+from pipeline.settings.base import Component
+from pipeline.settings.training import Distributed
 from pipeline.training.criterion import Criterion
 from pipeline.training.distributed.launch import launch
 from pipeline.training.fit import new_spec

@@ -4,7 +4,7 @@ from training_jobs import FIT, PLAIN, job
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint, size
-from pipeline.settings.schema import Distributed
+from pipeline.settings.training import Distributed
 from pipeline.training.fit import check_same_task, new_spec, read_history, train_job
 
 

@@ -2,7 +2,7 @@ from training_jobs import FIT, PLAIN, job
 
 from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component
+from pipeline.settings.base import Component
 from pipeline.training.fit import new_spec
 from pipeline.training.job import TrainingJob
 from pipeline.training.rewrites import RewriteSpec

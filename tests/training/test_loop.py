@@ -8,7 +8,7 @@ from pipeline.data.manifest import load_manifest
 from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component
+from pipeline.settings.base import Component
 from pipeline.training import loop
 from pipeline.training.validation import evaluate
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.settings.schema import Fit
+from pipeline.settings.training import Fit
 from pipeline.training.optimizer import load_moments, make_optimizer, moments
 
 

@@ -10,7 +10,7 @@ from pipeline.compression.quantization.fake_quant import FakeQuant, Grid, Levels
 from pipeline.data.manifest import load_manifest
 from pipeline.data.split import open_split
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component
+from pipeline.settings.base import Component
 from pipeline.training.fit import new_spec
 from pipeline.training.loop import Training
 from pipeline.training.rewrites import make, rewrite

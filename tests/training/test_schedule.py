@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from pipeline.settings.schema import Fit
+from pipeline.settings.training import Fit
 from pipeline.training.schedule import learning_rate
 
 

@@ -4,7 +4,7 @@ from training_jobs import FIT, PLAIN, history, job, run, weights
 
 from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
-from pipeline.settings.schema import Component
+from pipeline.settings.base import Component
 from pipeline.training import teacher
 from pipeline.training.fit import new_spec
 

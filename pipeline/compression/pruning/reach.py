@@ -16,7 +16,7 @@ from pipeline.export import onnx_graph
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
 from pipeline.protocols import Pruner
-from pipeline.settings.schema import Prune
+from pipeline.settings.compression import Prune
 
 _BY_SHAPE = ("channel", "depth", "n_m")
 """Pruners of which it can be said before training what they can reach."""

@@ -19,7 +19,8 @@ from pipeline.serving.load.result import Closed, LoadResult
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
-from pipeline.settings.schema import Evaluate, Serving
+from pipeline.settings.gate import Evaluate
+from pipeline.settings.serving import Serving
 
 _PARITY_IMAGES = 64
 _WARM_UP_SECONDS = 0.1

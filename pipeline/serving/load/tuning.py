@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from pipeline.progress.events import report
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 TUNED = ("instances", "threads", "max_batch_size", "queue_delay_us")
 """The settings of the section `serving` that are searched."""

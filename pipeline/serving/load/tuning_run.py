@@ -22,7 +22,8 @@ from pipeline.serving.triton import repository
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
-from pipeline.settings.schema import Budget, Promote, Serving
+from pipeline.settings.gate import Budget
+from pipeline.settings.serving import Promote, Serving
 
 _ROWS = 64
 """Different requests that are sent."""

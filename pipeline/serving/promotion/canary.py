@@ -43,7 +43,7 @@ from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.calls import Answer
 from pipeline.serving.triton.control import is_reachable
 from pipeline.serving.triton.errors import TritonError
-from pipeline.settings.schema import Promote
+from pipeline.settings.serving import Promote
 
 _THREADS = 2
 """Requests that may be tried at once; more instances of the champion than that get one each. A share that is more than these can

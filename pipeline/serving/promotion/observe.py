@@ -13,7 +13,7 @@ from pipeline.serving.promotion.probes import Probes
 from pipeline.serving.triton.calls import Served
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import Golden
-from pipeline.settings.schema import Promote
+from pipeline.settings.serving import Promote
 
 _LOOK_SECONDS = 1.0
 _NOTHING = Served(0, 0, 0.0)

@@ -20,7 +20,7 @@ from pipeline.serving.promotion.drift import drift
 from pipeline.serving.triton.control import Control, is_reachable
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
-from pipeline.settings.schema import Promote
+from pipeline.settings.serving import Promote
 
 ALPHA = 0.001
 """How likely chance may breach a limit that holds."""

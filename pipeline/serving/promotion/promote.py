@@ -42,7 +42,7 @@ from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
 from pipeline.serving.triton.lint import lint
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import refusal, remove_models
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 CHAMPION, PREVIOUS = "champion", "previous"
 

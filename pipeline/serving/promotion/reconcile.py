@@ -20,7 +20,7 @@ from pipeline.serving.promotion.repair import Finding, repair
 from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.golden import GOLDEN_FILE
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import TensorSpec
 from pipeline.records.candidates import load_engine
 from pipeline.serving.triton.repository import ATTESTED, Artifact
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 
 def lint(artifact: Artifact, serving: Serving) -> None:

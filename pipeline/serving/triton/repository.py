@@ -32,7 +32,7 @@ from pipeline.files import sha256, sync
 from pipeline.models.spec import ModelSpec, TensorSpec
 from pipeline.records.candidates import load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 BACKEND = Path(__file__).parent / "backend" / "model.py"
 BESIDE_BACKEND = tuple(sorted(BACKEND.parent.glob("flyweight_*.py")))

@@ -12,7 +12,7 @@ from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import Control
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.compression.pruning import reach
 from pipeline.errors import SettingsError
-from pipeline.settings.schema import Component, Prune
+from pipeline.settings.base import Component
+from pipeline.settings.compression import Prune
 
 LOW_RANK, NM = {"name": "low_rank", "keep_macs": 0.5}, {"name": "n_m"}
 

@@ -7,7 +7,7 @@ from pipeline.compression.pruning.steps import batches_of, prune_once, rehearse
 from pipeline.data.manifest import load_manifest
 from pipeline.data.split import open_split
 from pipeline.models.spec import PruningStep
-from pipeline.settings.schema import Component
+from pipeline.settings.base import Component
 from pipeline.training.fit import new_spec
 
 PLAIN = Component(name="training_toys:Plain")

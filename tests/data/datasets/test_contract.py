@@ -13,7 +13,7 @@ from pipeline import components
 from pipeline.data.datasets import fashion_mnist
 from pipeline.data.manifest import load_manifest
 from pipeline.machine import workspace
-from pipeline.settings import schema
+from pipeline.settings import parse
 
 NAMES = components.names("datasets")
 
@@ -35,7 +35,7 @@ def test_has_labels_and_shape_and_is_known_to_dvc_and_settings(name: str) -> Non
     dataset = components.build("datasets", name, {})
     assert len(dataset.labels) == len(set(dataset.labels)) > 1
     assert len(dataset.image_shape) == 3
-    assert name in schema.load().datasets
+    assert name in parse.load().datasets
     assert f"prepare@{name}:" in (workspace.SOURCE / "dvc.lock").read_text()
 
 

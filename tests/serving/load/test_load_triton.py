@@ -15,7 +15,8 @@ from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.triton import artifact as artifacts
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import temporary_models
-from pipeline.settings.schema import Budget, Promote, Serving
+from pipeline.settings.gate import Budget
+from pipeline.settings.serving import Promote, Serving
 from pipeline.tracking import other_run
 
 pytestmark = pytest.mark.integration

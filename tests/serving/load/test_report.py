@@ -12,7 +12,7 @@ from pipeline.serving.load import report
 from pipeline.serving.load.result import Closed, Open
 from pipeline.serving.load.sweep import Sweep
 from pipeline.serving.load.tuning import Trial, Tuning
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 
 def text(table):

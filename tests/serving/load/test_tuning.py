@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.serving.load import tuning
 from pipeline.serving.load.tuning import TUNED, along, instances_and_threads, interval, score, tune
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 START = Serving()
 

@@ -20,7 +20,7 @@ from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton.backend.flyweight_messages import receive_message, send_message
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import CONFIG_FILE
-from pipeline.settings.schema import Promote
+from pipeline.settings.serving import Promote
 
 TRY = QUICK.model_copy(
     update={

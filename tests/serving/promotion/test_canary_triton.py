@@ -19,7 +19,7 @@ from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import remove_models
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 TRY = QUICK.model_copy(
@@ -133,7 +133,7 @@ def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, mo
         "import sys, json; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
         "from pathlib import Path\n"
         "from serving_toys import Registry, OnnxRunner, artifact, golden\n"
-        "from pipeline.settings.schema import Promote, Serving\n"
+        "from pipeline.settings.serving import Promote, Serving\n"
         "from pipeline.serving.promotion import preflight, promote as promotion\n"
         "from pipeline.serving.triton.client import Client\n"
         "preflight.answers = lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs)\n"

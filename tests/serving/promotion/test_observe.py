@@ -7,7 +7,7 @@ from pipeline.progress import events
 from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.observe import observe
 from pipeline.serving.triton.repository import write_model
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 
 @pytest.fixture

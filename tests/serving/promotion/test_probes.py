@@ -7,7 +7,7 @@ from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.probes import Limits, Probes
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import write_model
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 NONE = Limits(p99_ms=math.inf, error_rate=0.01, drift=1.0)
 

@@ -16,7 +16,7 @@ from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import Artifact, served_versions, version_directories
-from pipeline.settings.schema import Promote, Serving
+from pipeline.settings.serving import Promote, Serving
 
 
 @pytest.fixture

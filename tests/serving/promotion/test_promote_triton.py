@@ -23,7 +23,7 @@ from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 

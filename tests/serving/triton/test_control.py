@@ -15,7 +15,7 @@ from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import busy, is_reachable, states, wait_until_gone
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import ATTESTED
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 MODEL = "contract"
 

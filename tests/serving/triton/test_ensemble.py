@@ -16,7 +16,7 @@ from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.ensemble import Step, config_pbtxt, publish, read_steps
 from pipeline.serving.triton.errors import TritonError
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 LOGITS = Step(model="proxy", inputs={"image": "image"}, outputs={"logits": "scores"})
 DOUBLE = Step(model="double", inputs={"x": "scores"}, outputs={"y": "twice"})

@@ -13,7 +13,7 @@ from pipeline.serving.triton import repository
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 ROW = [1, 16]

@@ -9,8 +9,8 @@ from pipeline.records.candidates import ENGINE_FILE
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.lint import lint
 from pipeline.serving.triton.repository import Artifact
-from pipeline.settings import schema
-from pipeline.settings.schema import Serving
+from pipeline.settings import parse
+from pipeline.settings.serving import Serving
 
 
 def with_spec(tmp_path, **changed):
@@ -86,7 +86,7 @@ def test_settings_that_contradict_each_other_are_named(tmp_path):
         lint(one, Serving(response_cache=True, backend="onnxruntime", gpus=(1,)))
     lint(one, Serving(response_cache=True, backend="onnxruntime"))
     with pytest.raises(SettingsError, match=r"serving\.gpus is empty: name the GPUs"):
-        schema.parse({"serving": {"backend": "tensorrt"}})
+        parse.parse({"serving": {"backend": "tensorrt"}})
 
 
 def test_an_engine_must_take_the_batches_that_triton_forms(tmp_path):

@@ -21,7 +21,7 @@ from pipeline.serving.triton.aio import AsyncClient
 from pipeline.serving.triton.artifact import from_file, golden, made_up
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 

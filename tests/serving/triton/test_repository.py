@@ -8,7 +8,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from pipeline.errors import PromotionError
 from pipeline.models.spec import TensorSpec
 from pipeline.serving.triton import repository
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 
 def parsed(text):

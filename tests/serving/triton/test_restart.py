@@ -20,7 +20,7 @@ from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 ONES = {name: np.ones((1, 16), np.int32) for name in ("INPUT0", "INPUT1")}

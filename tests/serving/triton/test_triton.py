@@ -19,7 +19,7 @@ from pipeline.serving.triton import server
 from pipeline.serving.triton.client import Client, classify
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.temporary import remove_models, temporary_models
-from pipeline.settings.schema import Serving
+from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
 

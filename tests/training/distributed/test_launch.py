@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.errors import FlyweightError, SettingsError
-from pipeline.settings.schema import Distributed
+from pipeline.settings.training import Distributed
 from pipeline.training.distributed import launch as launching
 from pipeline.training.distributed.launch import launch, processes
 
