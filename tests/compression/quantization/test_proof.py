@@ -1,13 +1,14 @@
 """The int8 proof on a small network: what is counted, what is timed, and what is said when int8 does not pay."""
 
 import re
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.compression.quantization import proof
-from pipeline.compression.quantization.proof import count_operators, prove
+from pipeline.compression.quantization.proof import BATCHES, count_operators, prove
 from pipeline.compression.quantization.quantizers.static import Static
 from pipeline.errors import ModelError
 from pipeline.export import onnx_graph
@@ -48,9 +49,28 @@ def test_the_proof_holds_what_was_counted_and_timed_and_where(files, images):
     assert list(found.speed) == [1, 32, 64]
     for speed in found.speed.values():
         assert speed.ratio == pytest.approx(speed.int8_images_per_second / speed.float_images_per_second)
-    assert found.faster == (found.speed[64].ratio > 1)
+    assert all(speed.ratio > 0 for speed in found.speed.values())
     assert found.cpu == cpu.describe()
     assert type(found).model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(("int8_p50", "faster"), [(1.0, True), (2.0, False), (4.0, False)])
+def test_int8_is_faster_where_its_time_at_the_largest_batch_is_less(files, images, monkeypatch, int8_p50, faster):
+    def timed(runners, images, batch, seconds, clock):
+        """Float takes 2 seconds; int8 is slow except at the largest batch."""
+        took = {"float": 2.0, "int8": int8_p50 if batch == BATCHES[-1] else 8.0}
+        assert set(runners) == set(took) and clock is time.thread_time
+        return {
+            name: Offline(images_per_second=batch / p50, p50_ms=1e3 * p50, p99_ms=1e3 * p50, calls=1)
+            for name, p50 in took.items()
+        }
+
+    monkeypatch.setattr(proof, "time_runners", timed)
+    found = prove(*files, images)
+    assert found.faster is faster
+    assert {batch: speed.ratio for batch, speed in found.speed.items()} == {1: 0.25, 32: 0.25, 64: 2.0 / int8_p50}
+    words = "int8 is faster than float here" if faster else "int8 is not faster than float here"
+    assert found.sentence.startswith(words) and ("Serve the float candidate." in found.sentence) is not faster
 
 
 def test_agreement_is_the_share_of_equal_predictions(files, images):
