@@ -1,4 +1,4 @@
-"""Every hour: does Triton serve what the ledger, the disk and the registry say? Put right what can be, alarm for the rest.
+"""Every hour: does Triton serve what the ledger, the disk and the registry say? Repair what can be, alarm for the rest.
 
 A failed run says in its log and its error what a person must do, such as restarting Triton. While a promotion is under way
 there is nothing to compare, and the run passes.

@@ -3,7 +3,7 @@
 The operator knows Flyweight's command line and nothing else of it. XCom carries run ids only.
 
     exit code 0   success; the XCom is the MLflow run id
-    exit code 2   the user can mend it and a retry cannot: failed at once, with the command's own sentence
+    exit code 2   the user can fix it and a retry cannot: failed at once, with the command's own sentence
     exit code 3   skipped, with the reason; the XCom is there all the same, for the stages that read it
     anything else failed, and tried again where the task has retries left
 """

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 
 class FlyweightError(Exception):
-    """The user can mend this and a retry cannot."""
+    """The user can fix this and a retry cannot."""
 
 
 class SettingsError(FlyweightError):

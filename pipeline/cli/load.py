@@ -35,7 +35,7 @@ def add_to(main: click.Group) -> None:
 @click.option(
     "--concurrency", metavar="N,N", help="Closed loop: requests in flight, one load each. 1 to 64 if left out."
 )
-@click.option("--rate", metavar="R,R", help="Open loop: requests a second, one load each. A stall is charged.")
+@click.option("--rate", metavar="R,R", help="Open loop: requests per second, one load each. A stall is charged.")
 @click.option("--arrivals", type=click.Choice(["poisson", "constant"]), help="With --rate; poisson if left out.")
 @click.option("--seconds", type=_seconds, default=6.0, show_default=True, help="Of each measurement: three windows.")
 @click.option("--images", type=click.IntRange(min=1), help="Send so many images of the data set instead of zeros.")

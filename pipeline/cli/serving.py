@@ -224,7 +224,7 @@ def history(model: str, as_json: bool) -> None:
 @cli_options.recipe
 @cli_options.overrides
 def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
-    """Compare ledger, disk, Triton and registry; put right what can be, say what a person must do."""
+    """Compare ledger, disk, Triton and registry; repair what can be, say what a person must do."""
     from pipeline.serving.promotion.reconcile import reconcile as compare
     from pipeline.tracking import registry as tracking
 

@@ -188,7 +188,7 @@ def _start_triton(names: Sequence[str], say: Say) -> None:
     repository = places.triton_repository()
     repository.mkdir(parents=True, exist_ok=True)
     ports = [str(places.port(name)) for name in SERVICES["triton"].ports]
-    # A program of ours that becomes the server: after a crash it looks anew for what has been promoted.
+    # A program of ours that becomes the server: after a crash it looks again for what has been promoted.
     command = [sys.executable, "-m", "pipeline.serving.triton.server", str(repository), *ports]
     processes.start("triton", command, os.environ, restart=True)
 
@@ -198,7 +198,7 @@ def _triton_url() -> str:
 
 
 def _triton_trouble() -> str:
-    # Live, not ready: a model that cannot be loaded makes Triton unready for good, and promotion is what mends that.
+    # Live, not ready: a model that cannot be loaded makes Triton unready for good, and promotion is what repairs that.
     return _answer_trouble(f"http://127.0.0.1:{places.port('triton_http')}/v2/health/live")
 
 

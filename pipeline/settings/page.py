@@ -117,7 +117,7 @@ def _allowed(schema: Mapping[str, Any]) -> str:
 
 
 def _default(key: str, schema: Mapping[str, Any]) -> str:
-    """The value that holds where nothing else is said: of the whole tree, since a section may set its parts anew."""
+    """The value that holds where nothing else is said: of the whole tree, since a section may set its parts again."""
     value: Any = Settings.model_construct().model_dump(mode="json")
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:

@@ -24,7 +24,7 @@ def poisson(rate: float, begin: int, seed: int) -> Iterator[int]:
     """Yield when requests are due, in ns: a Poisson process, as many clients that know nothing of each other make it.
 
     Args:
-        rate: requests a second.
+        rate: requests per second.
         begin: ns on any clock.
         seed: equal seeds give equal times.
     """
@@ -41,7 +41,7 @@ def constant(rate: float, begin: int, place: int = 0, of: int = 1) -> Iterator[i
 
 
 def run(traffic: Traffic, begin: int, plan: Mapping[str, Any]) -> None:
-    """Send this process's share of ``plan["rate"]`` requests a second from `begin` (ns) on until the traffic ends."""
+    """Send this process's share of ``plan["rate"]`` requests per second from `begin` (ns) on until the traffic ends."""
     place, of = plan["place"], plan["of"]
     if plan["arrivals"] == "poisson":  # several independent ones add up to one
         arrivals = poisson(plan["rate"] / of, begin, plan["seed"] + place)

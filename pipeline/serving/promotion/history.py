@@ -68,7 +68,7 @@ def _say(entry: Mapping[str, Any], begun: Mapping[str, Any]) -> tuple[str, str] 
             )
         case ledger.WITHDRAWN:
             return "withdrawn", entry["reason"]
-        case ledger.REPAIRED | ledger.MENDED:
+        case ledger.REPAIRED | ledger.FORMERLY_REPAIRED:
             return "repaired" if not entry["advice"] else "found", entry["what"]
         case ledger.REMOVED:
             return "removed", "its files, by gc"

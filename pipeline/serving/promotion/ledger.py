@@ -54,7 +54,7 @@ WITHDRAWN = "withdrawn"
 REVERTED = "reverted"
 """A rollback has been done."""
 REPAIRED = "repaired"
-MENDED = "mended"
+FORMERLY_REPAIRED = "mended"
 """What REPAIRED was called in older ledgers."""
 REMOVED = "removed"
 _SETTLED = {VERIFIED, ROLLED_BACK, WITHDRAWN}
