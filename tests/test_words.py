@@ -22,7 +22,8 @@ RETIRED = {
     r"\bcut off at\b": "saturated to",
     r"\bask(s|ed|ing)? the teacher\b|\bask_teacher\b": "precompute the teacher's logits",
     r"\bhold_zeros\b": "keep_sparsity",
-    r"\b(images|seconds|epochs|files?|copies|requests|rows|steps|components?|stages?) an? (second|minute|step|kind|image|stage|file|process|class|class)\b": "per",
+    r"\b(images|seconds|epochs|files?|requests|rows|steps|components?|stages?) an? "
+    r"(second|minute|step|kind|image|stage|file|process|class)\b": "per",
     r"\bcopies of (a|the|each|every) model\b": "instances",
 }
 """What must not be written -> what to write instead."""
