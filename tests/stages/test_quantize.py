@@ -13,7 +13,7 @@ from pipeline.compression.quantization import choice
 from pipeline.compression.quantization.calibration_set import calibration_images
 from pipeline.compression.quantization.choice import answered_right
 from pipeline.compression.quantization.proof import Proof
-from pipeline.compression.quantization.saturation import WITH_VNNI
+from pipeline.compression.quantization.saturation import WITH_32_BIT_SUMS, WITH_VNNI
 from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
 from pipeline.files import sha256
@@ -156,7 +156,12 @@ def test_with_training_the_better_of_the_two_is_kept(trained, digits_data, digit
     assert metrics["ptq_validation_accuracy"] == told["ptq"] and metrics["qat_validation_accuracy"] == told["qat"]
     assert metrics["qat_gain"] == pytest.approx(told["qat"] - told["ptq"])
     simulated = record["training"]["training"]["validation_accuracy"]
-    assert told["qat"] == pytest.approx(simulated, abs=0.011), "two of 200 images may fall to the other side of a tie"
+    if set(cpu.describe().flags) & set(
+        WITH_32_BIT_SUMS
+    ):  # elsewhere the file's sums saturate, which the simulation knows nothing of
+        assert told["qat"] == pytest.approx(simulated, abs=0.011), (
+            "two of 200 images may fall to the other side of a tie"
+        )
     spec, _ = checkpoint.load(out / "qat")
     assert spec.folded and spec.pruning == load_spec(digits_checkpoints["pruned"]).pruning
 
