@@ -7,10 +7,11 @@
 # and nothing else, a user (or root alone, with --root) and a clone of what is committed here. COMMANDs replace the default:
 # the demo on the quick recipe, `make down` and `make test`. `infra/fresh_machine.sh trixie bash` looks around.
 #
-# The machine is a directory with mounts and processes of its own, so that nothing of it is left when this script ends, in
-# whatever way. From this host it has the kernel, the network (therefore the demo gets other ports) and the way to the
-# package indices: proxies, certificates, settings of pip, uv and apt, but no wheels that lie here (PIP_FIND_LINKS). What
-# has been downloaded is kept in ~/.cache/flyweight for the next run: the base system, and uv's cache.
+# The machine is a directory in ~/.cache/flyweight with mounts and processes of its own: they end with this script, however
+# it ends, and so does the directory unless the script is killed outright. From this host it has the kernel, the network
+# (therefore the demo gets other ports) and the way to the package indices: proxies, certificates, settings of pip, uv and
+# apt, but no wheels that lie here (PIP_FIND_LINKS). What has been downloaded is kept beside it for the next run: the base
+# system, and uv's cache.
 set -euo pipefail
 
 say() { printf '\n== %s\n' "$*"; }
