@@ -26,12 +26,13 @@ outside() {
     # The mounts are the child's and gone by then, so that this removes nothing but the machine.
     # shellcheck disable=SC2064
     trap "rm -rf --one-file-system '$machine'" EXIT
-    MACHINE=$machine unshare --mount --pid --fork --kill-child "$BASH" "$0" "$@"
+    unshare --mount --pid --fork --kill-child "$BASH" "$0" --inside "$machine" "$@"
 }
 
 inside() {
     trap 'exit 130' INT TERM # the first process of its namespace has no default for them
-    local user=stranger home=/home/stranger root=$MACHINE/root repository passed=() ports=()
+    local user=stranger home=/home/stranger root=$1/root repository passed=() ports=()
+    shift
     [[ $1 != --root ]] || { user=root home=/root; shift; }
     local suite=$1
     shift
@@ -67,16 +68,16 @@ inside() {
     [[ ! -d $root$home/flyweight/.venv ]] || say ".venv: $(du -sh "$root$home/flyweight/.venv" | cut -f1)"
 }
 
-# Leave a bare Debian in the directory $2.
+# Leave a bare Debian in the directory $2: of today, or of this week, for its list of packages must hold.
 make_base() {
     local base=$CACHE/$1.tar
-    if [[ ! -f $base ]]; then
-        debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,git,make "$1" "$2"
-        tar --one-file-system -C "$2" -cf "$base.$$" .
-        mv "$base.$$" "$base"
-    else
+    if [[ -n $(find "$base" -mtime -7 2>/dev/null) ]]; then
         mkdir "$2"
         tar -C "$2" -xpf "$base"
+    else
+        debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,git,make "$1" "$2"
+        tar --one-file-system -C "$2" -cf "$2.tar" .
+        mv "$2.tar" "$base" # whole, whoever else makes one
     fi
 }
 
@@ -105,4 +106,4 @@ for name, held in [(name, socket.create_server(("127.0.0.1", 0))) for name in na
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/flyweight
 
 [[ $# -gt 0 && $* != --root ]] || stop "usage: $0 [--root] SUITE [COMMAND...]"
-if [[ -n ${MACHINE:-} ]]; then inside "$@"; else outside "$@"; fi
+if [[ $1 == --inside ]]; then inside "${@:2}"; else outside "$@"; fi
