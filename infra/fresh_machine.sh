@@ -7,10 +7,11 @@
 # and nothing else, a user (or root alone, with --root) and a clone of what is committed here. COMMANDs replace the default:
 # the demo on the quick recipe, `make down` and `make test`. `infra/fresh_machine.sh trixie bash` looks around.
 #
-# The machine is a directory with mounts and processes of its own, so that nothing of it is left when this script ends, in
-# whatever way. From this host it has the kernel, the network (therefore the demo gets other ports) and the way to the
-# package indices: proxies, certificates, settings of pip, uv and apt, but no wheels that lie here (PIP_FIND_LINKS). What
-# has been downloaded is kept in ~/.cache/flyweight for the next run: the base system, and uv's cache.
+# The machine is a directory in ~/.cache/flyweight with mounts and processes of its own: they end with this script, however
+# it ends, and so does the directory unless the script is killed outright. From this host it has the kernel, the network
+# (therefore the demo gets other ports) and the way to the package indices: proxies, certificates, settings of pip, uv and
+# apt, but no wheels that lie here (PIP_FIND_LINKS). What has been downloaded is kept beside it for the next run: the base
+# system, and uv's cache.
 set -euo pipefail
 
 say() { printf '\n== %s\n' "$*"; }
@@ -25,12 +26,13 @@ outside() {
     # The mounts are the child's and gone by then, so that this removes nothing but the machine.
     # shellcheck disable=SC2064
     trap "rm -rf --one-file-system '$machine'" EXIT
-    MACHINE=$machine unshare --mount --pid --fork --kill-child "$BASH" "$0" "$@"
+    unshare --mount --pid --fork --kill-child "$BASH" "$0" --inside "$machine" "$@"
 }
 
 inside() {
     trap 'exit 130' INT TERM # the first process of its namespace has no default for them
-    local user=stranger home=/home/stranger root=$MACHINE/root repository passed=() ports=()
+    local user=stranger home=/home/stranger root=$1/root repository passed=() ports=()
+    shift
     [[ $1 != --root ]] || { user=root home=/root; shift; }
     local suite=$1
     shift
@@ -66,16 +68,16 @@ inside() {
     [[ ! -d $root$home/flyweight/.venv ]] || say ".venv: $(du -sh "$root$home/flyweight/.venv" | cut -f1)"
 }
 
-# Leave a bare Debian in the directory $2.
+# Leave a bare Debian in the directory $2: of today, or of this week, for its list of packages must hold.
 make_base() {
     local base=$CACHE/$1.tar
-    if [[ ! -f $base ]]; then
-        debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,git,make "$1" "$2"
-        tar --one-file-system -C "$2" -cf "$base.$$" .
-        mv "$base.$$" "$base"
-    else
+    if [[ -n $(find "$base" -mtime -7 2>/dev/null) ]]; then
         mkdir "$2"
         tar -C "$2" -xpf "$base"
+    else
+        debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,git,make "$1" "$2"
+        tar --one-file-system -C "$2" -cf "$2.tar" .
+        mv "$2.tar" "$base" # whole, whoever else makes one
     fi
 }
 
@@ -104,4 +106,4 @@ for name, held in [(name, socket.create_server(("127.0.0.1", 0))) for name in na
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/flyweight
 
 [[ $# -gt 0 && $* != --root ]] || stop "usage: $0 [--root] SUITE [COMMAND...]"
-if [[ -n ${MACHINE:-} ]]; then inside "$@"; else outside "$@"; fi
+if [[ $1 == --inside ]]; then inside "${@:2}"; else outside "$@"; fi
