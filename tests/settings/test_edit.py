@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import SettingsError
-from pipeline.settings import yaml12
+from pipeline.settings import reader
 from pipeline.settings.edit import update, with_values
 
 VALUES = {"instances": 4, "queue_delay_us": 500}
@@ -24,7 +24,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_the_values_are_in_and_all_else_is_as_it_was(text):
-    before, after = yaml12.read(text) or {}, yaml12.read(with_values(text, "serving", VALUES))
+    before, after = reader.read(text, "before") or {}, reader.read(with_values(text, "serving", VALUES), "after")
     assert after == {**before, "serving": {**(before.get("serving") or {}), **VALUES}}
 
 
