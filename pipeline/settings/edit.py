@@ -1,4 +1,8 @@
-"""Change single settings in a YAML file and leave every other byte, comments and layout too, as it is."""
+"""Change single settings in a YAML file and leave every other byte, comments and layout too, as it is.
+
+ruamel.yaml says where each value stands, and that much of the text is replaced. Its own writer is not used: it drops
+comments inside a flow mapping of several lines and those of a file without values, and lays out untouched lines anew.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml.nodes import MappingNode, Node
 
@@ -16,23 +21,29 @@ from pipeline.settings import reader
 def update(path: Path, section: str, values: Mapping[str, int]) -> None:
     """Write `values` into `section` of the YAML file at `path`, in one step. Raises `SettingsError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")  # line breaks as they are
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from error
-    changed = with_values(text, section, values)
-    written = reader.read(changed, str(path))
     expected = reader.read(text, str(path)) or {}
+    changed = with_values(text, section, values)
     expected[section] = {**(expected.get(section) or {}), **values}
-    if written != expected:
+    if not _says(changed, expected):
         raise SettingsError(
             f"{path} is written in a way that cannot be changed safely: put this into it yourself: "
             f"{section}: {_flow(values)}"
         )
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
         file.write(changed)
     Path(name).chmod(path.stat().st_mode)
     Path(name).replace(path)
+
+
+def _says(text: str, expected: Any) -> bool:
+    try:
+        return bool(reader.read(text, "the text") == expected)
+    except SettingsError:
+        return False
 
 
 def with_values(text: str, section: str, values: Mapping[str, int]) -> str:
