@@ -148,10 +148,10 @@ def test_the_examples_of_compression_hold(line, monkeypatch):
 
 
 def test_the_recipe_of_compression_holds():
-    from pipeline.settings import parse, yaml12
+    from pipeline.settings import parse, reader
 
     block, _ = re.findall(r"^```yaml\n(.*?)^```", text_of("docs", "compression.md"), re.M | re.S)
-    settings = parse.load("demo", yaml12.read(block))
+    settings = parse.load("demo", reader.read(block, "compression.md"))
     made = [pruner.build("pruners") for pruner in (settings.prune.pruner, *settings.prune.then)]
     assert [type(pruner).__name__ for pruner in made] == ["LowRank", "Channel"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.machine import workspace
-from pipeline.settings import yaml12
+from pipeline.settings import reader
 from pipeline.settings.parse import recipes
 from pipeline.settings.schema import Settings, fields
 
@@ -109,9 +109,9 @@ def _leaf(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _trees() -> Iterator[tuple[str, Any]]:
     """Yield (where from, settings as a tree), unchecked: a wrong recipe must stop a run in `check`, not hide the DAG."""
     yield "schema", Settings.model_construct().model_dump(mode="json")
-    yield "params.yaml", yaml12.read((workspace.root() / "params.yaml").read_text(encoding="utf-8"))
-    for name in recipes():
-        yield name, yaml12.read((workspace.root() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    files = {"params.yaml": "params.yaml"} | {name: f"recipes/{name}.yaml" for name in recipes()}
+    for name, file in files.items():
+        yield name, reader.read((workspace.root() / file).read_text(encoding="utf-8"), file)
 
 
 def _empty(key: str, trees: Mapping[str, Any]) -> str:

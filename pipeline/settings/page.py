@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import components
 from pipeline.machine import workspace
-from pipeline.settings import yaml12
+from pipeline.settings import reader
 from pipeline.settings.base import Section
 from pipeline.settings.data import DatasetSplit
 from pipeline.settings.parse import recipes
@@ -146,7 +146,7 @@ def _recipes() -> list[str]:
         text = (workspace.root() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
         command, _, what = text.partition("\n")[0].lstrip("# ").partition("  ")
         lines.append(f"- **{name}**: `{command.strip()}`. {what.strip()}")
-        trees[name] = dict(_flat(yaml12.read(text)))
+        trees[name] = dict(_flat(reader.read(text, name)))
     lines += ["", f"| setting | {' | '.join(trees)} |", "|---" * (len(trees) + 1) + "|"]
     for key in (key for key, _ in fields() if any(key in tree for tree in trees.values())):
         values = [_code(tree[key]) if key in tree else "" for tree in trees.values()]

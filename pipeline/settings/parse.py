@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.errors import SettingsError, near_miss
 from pipeline.machine import workspace
-from pipeline.settings import yaml12
+from pipeline.settings import reader
 from pipeline.settings.explain import sentences
 from pipeline.settings.schema import Settings
 
@@ -53,6 +52,8 @@ def parse(tree: Mapping[str, Any]) -> Settings:
     """Return `tree` as settings. Raises `SettingsError` that names every problem at once."""
     try:  # as JSON, because there strict means "no conversions" and yet a list may stand for a tuple
         return Settings.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except TypeError as error:  # of json: YAML takes lists and dates as keys
+        raise SettingsError(f"the name of a setting must be text: {error}") from error
     except ValidationError as error:
         raise SettingsError(
             "\n".join(
@@ -71,22 +72,18 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise SettingsError(f"--set takes key=value, for example train.fit.epochs=3; got {pair!r}")
-        try:
-            overrides[key.strip()] = yaml12.read(value)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"--set {pair}: the value is not YAML: {error}") from error
+        overrides[key.strip()] = reader.read(value, f"--set {pair}: the value")
     return overrides
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml12.read(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(
             f"cannot read {path}: {error.strerror}; run from the repository or set FLYWEIGHT_ROOT"
         ) from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from error
+    tree = reader.read(text, str(path))
     if tree is not None and not isinstance(tree, dict):
         raise SettingsError(f"{path} must hold sections of settings, not a {type(tree).__name__}")
     return tree or {}

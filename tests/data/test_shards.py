@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import yaml
 from data_toys import make
 
 from pipeline.data import shards
 from pipeline.machine import workspace
+from pipeline.settings import reader
 
 
 def test_same_content_is_the_same_bytes(tmp_path: Path) -> None:
@@ -35,8 +35,8 @@ def test_content_hashes_are_equal_for_equal_pixels_alone() -> None:
 
 def test_dvc_lock_is_of_this_code_and_these_settings() -> None:
     """What dvc.lock was made from is what stands here; else run `python -m dvc repro` and commit dvc.lock."""
-    lock = yaml.safe_load((workspace.SOURCE / "dvc.lock").read_text())["stages"]
-    settings = yaml.safe_load((workspace.SOURCE / "params.yaml").read_text())["datasets"]
+    lock = reader.read((workspace.SOURCE / "dvc.lock").read_text(), "dvc.lock")["stages"]
+    settings = reader.read((workspace.SOURCE / "params.yaml").read_text(), "params.yaml")["datasets"]
     assert {f"prepare@{name}" for name in settings} <= set(lock)
     for stage in lock.values():
         for dependency in stage["deps"]:

@@ -13,13 +13,13 @@ from pathlib import Path
 import check_jsonschema
 import jsonschema
 import pytest
-import yaml
 
 from pipeline.machine.places import port
 from pipeline.serving.triton import server
+from pipeline.settings import reader
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+COMPOSE = reader.read((ROOT / "docker-compose.yml").read_text(encoding="utf-8"), "docker-compose.yml")
 SERVICES = COMPOSE["services"]
 ONE_SHOT = {"airflow-init"}
 DOCKERFILES = sorted((ROOT / "infra").rglob("Dockerfile"))

@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import yaml
+
+from pipeline.settings import reader
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=Path("/nonexistent/initdb")).parent
@@ -80,7 +81,7 @@ def test_each_user_has_its_own_database_and_may_not_enter_the_other(postgres, na
 
 
 def test_airflow_migrates_with_the_environment_of_the_compose_file(postgres, tmp_path):
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    compose = reader.read((ROOT / "docker-compose.yml").read_text(encoding="utf-8"), "docker-compose.yml")
     (tmp_path / "uri").write_text(uri(postgres, "airflow"))
     environment = {
         key: value.replace("/run/secrets/airflow_database_uri", str(tmp_path / "uri")).replace(

@@ -43,6 +43,8 @@ def test_a_recipe_cannot_change_datasets_either(tmp_path, monkeypatch):
     ("text", "message"),
     [
         ("a: [1", "params.yaml is not YAML: "),
+        ("a: 1\nb: 2\na: 3", 'params.yaml is not YAML: line 3, column 1: found duplicate key "a" with value "3"'),
+        ("[a]: 1", "the name of a setting must be text: "),
         ("- 1\n- 2", "params.yaml must hold sections of settings, not a list"),
         ("datasets: {digits: {validation_image: 3}}", "datasets.digits.validation_images is missing"),
         ("datasets: {digits: {validation_image: 3}}", "datasets.digits has no 'validation_image'; allowed: "),

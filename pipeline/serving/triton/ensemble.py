@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from pipeline.errors import PromotionError
+from pipeline.errors import PromotionError, SettingsError
 from pipeline.files import sync
 from pipeline.machine import places
 from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.control import READY, Control, states
 from pipeline.serving.triton.errors import TritonError
-from pipeline.settings import yaml12
+from pipeline.settings import reader
 
 _PLATFORM = "ensemble"
 
@@ -45,7 +45,10 @@ class _Tensor:
 def read_steps(file: Path) -> tuple[Step, ...]:
     """Return the steps in a YAML file. Raises `PromotionError`."""
     try:
-        return TypeAdapter(tuple[Step, ...]).validate_python(tuple(yaml12.read(file.read_text(encoding="utf-8")) or ()))
+        steps = reader.read(file.read_text(encoding="utf-8"), str(file)) or ()
+        return TypeAdapter(tuple[Step, ...]).validate_python(tuple(steps))
+    except SettingsError as error:
+        raise PromotionError(str(error)) from error
     except (ValidationError, TypeError) as error:
         raise PromotionError(
             f"{file} is no list of steps, each with a model, its inputs and its outputs: {error}"

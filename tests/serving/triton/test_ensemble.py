@@ -82,6 +82,9 @@ def test_steps_are_read_from_yaml(tmp_path):
     file.write_text("- {model: proxy, inputs: {image: image}, output: {logits: scores}}\n")
     with pytest.raises(PromotionError, match=r"steps\.yaml is no list of steps(.|\n)*outputs"):
         read_steps(file)
+    file.write_text("- {model: proxy\n")
+    with pytest.raises(PromotionError, match=r"steps\.yaml is not YAML: line 2, column 1: expected ',' or '}'"):
+        read_steps(file)
 
 
 def test_a_promoted_models_name_is_not_taken(home, fake, tmp_path):
