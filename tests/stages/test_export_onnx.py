@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from exact import sums_are_exact
 
 from pipeline.data.split import open_split
 from pipeline.errors import ModelError, SettingsError
@@ -77,7 +78,8 @@ def test_parity_is_measured_and_returned(candidates):
         assert metrics[f"{candidate.name}_parity_max_difference"] == candidate.parity.max_difference
         limit = 1e-4 if candidate.precision == "float32" else 5.0
         assert 0 <= candidate.parity.mean_difference <= candidate.parity.max_difference < limit
-        assert candidate.parity.changed_predictions <= (0 if candidate.precision == "float32" else 8)
+        may_change = 0 if candidate.precision == "float32" else 8 if sums_are_exact() else 60
+        assert candidate.parity.changed_predictions <= may_change
 
 
 def test_metadata_leads_back_to_the_weights_and_the_data(candidates, digits_checkpoints, digits_data):

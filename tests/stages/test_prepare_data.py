@@ -21,7 +21,7 @@ MAKE = """
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.data.split import open_split
+from pipeline.data import shards
 if Path("broken").exists():
     print("error: no source of toy can be reached")
     sys.exit(int(Path("broken").read_text()))

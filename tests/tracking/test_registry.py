@@ -11,6 +11,7 @@ pytestmark = pytest.mark.integration  # a real store of MLflow
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
     """A registry without a server: MLflow's client speaks to SQLite itself."""
+    import mlflow
     from mlflow import MlflowClient
 
     from pipeline.tracking.registry import MlflowRegistry
@@ -18,9 +19,12 @@ def registry(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert places.mlflow() == uri
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)  # a store on a file looks for models where this points to
     client = MlflowClient(uri)
     experiment = client.create_experiment("flyweight", artifact_location=str(tmp_path / "artifacts"))
-    return MlflowRegistry(client, experiment, run_id=None)
+    yield MlflowRegistry(client, experiment, run_id=None)
+    mlflow.set_tracking_uri(before)
 
 
 def test_a_version_comes_back_with_all_its_files_byte_by_byte(registry, tmp_path):

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PromotionError
+from pipeline.errors import ModelError, PromotionError
 from pipeline.files import sha256
 from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import ModelSpec, TensorSpec
-from pipeline.runners.onnx_runner import ERRORS, OnnxRunner
+from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
 
@@ -118,7 +118,7 @@ def _without_batch(spec: ModelSpec) -> ModelSpec:
 def _answers(runner: OnnxRunner, inputs: Mapping[str, NDArray], file: Path) -> dict[str, NDArray]:
     try:
         return dict(runner(inputs))
-    except ERRORS as error:
+    except ModelError as error:
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in inputs.items())
         raise PromotionError(
             f"{file} does not take these inputs ({shapes}): {error}. Give some that it takes with --golden FILE.npz"
