@@ -91,7 +91,7 @@ def load(
 def tune_serving(
     model: str | None, onnx: Path | None, seconds: float, recipe: str | None, overrides: tuple[str, ...]
 ) -> None:
-    """Search copies, threads, largest batch and queue delay under the budget's load; write what is better.
+    """Search instances, threads, maximum batch and queue delay under the budget's load; write what is better.
 
     Trial models run beside MODEL (serving.model if left out), which serves on. What is measurably better goes into the
     recipe, or into params.yaml without one; the table and a plot go to MLflow.

@@ -87,7 +87,7 @@ def _with_version(stage: click.Command) -> click.Command:
         click.Option(
             ["--seconds"], type=click.FloatRange(0, min_open=True), help="Longest that --canary or --shadow take."
         ),
-        click.Option(["--requests"], type=click.IntRange(1), help="Fewest live requests that they take."),
+        click.Option(["--requests"], type=click.IntRange(1), help="Minimum number of live requests that they take."),
     ]
     text = (
         f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an "

@@ -75,7 +75,7 @@ def triton_mutual_tls() -> bool:
 
 
 def triton_units() -> int:
-    """What all copies of all models may hold together while they answer; 0 is no limit. ``FLYWEIGHT_TRITON_UNITS``."""
+    """What all instances of all models may hold together while they answer; 0 is no limit. ``FLYWEIGHT_TRITON_UNITS``."""
     return int(os.environ.get("FLYWEIGHT_TRITON_UNITS", "0"))
 
 
