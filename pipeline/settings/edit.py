@@ -1,7 +1,7 @@
 """Change single settings in a YAML file and leave every other byte, comments and layout too, as it is.
 
 ruamel.yaml says where each value stands, and that much of the text is replaced. Its own writer is not used: it drops
-comments inside a flow mapping of several lines and those of a file without values, and lays out untouched lines anew.
+comments inside a flow mapping of several lines and those of a file without values, and lays out untouched lines again.
 """
 
 from __future__ import annotations
