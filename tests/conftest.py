@@ -61,8 +61,16 @@ _WHOLE = {"here", "trained", "quantized", "candidates", "listed", "float_graph"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are selected by
-def pytest_collection_modifyitems(items):
-    """Begin with what takes longest, so that no process ends with it alone; inside a file the order stays."""
+def pytest_collection_modifyitems(config, items):
+    """Begin with what takes longest, so that no process ends with it alone; inside a file the order stays.
+
+    A bare machine or a benchmark takes minutes: only a selection that names its marker gets it.
+    """
+    unnamed = [tier for tier in ("benchmark", "machine") if tier not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(tier) for tier in unnamed)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     for item in items:
         if not _WHOLE.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.integration)
