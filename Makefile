@@ -27,7 +27,7 @@ endif
 export PYTHONDONTWRITEBYTECODE :=
 
 .NOTPARALLEL:
-.PHONY: help setup demo test test-all test-more phone unit integration lint browser lock up down clean
+.PHONY: help setup demo test test-all test-more machines phone unit integration lint browser lock up down clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -61,8 +61,10 @@ test-all: setup browser phone ## Every case of every test, also on bare machines
 	$(BIN)/pytest -n 3 -m "not benchmark and not machine" $(ARGS)
 	$(BIN)/pytest -n 0 -m machine
 
-test-more: setup browser phone ## What `make test-all` has beyond `make test`.
+test-more: setup browser phone ## The further cases that `make test` leaves to `make test-all`.
 	$(BIN)/pytest -n 3 -m "extra and not benchmark and not machine" $(ARGS)
+
+machines: setup ## README's two commands on bare Debians (root and debootstrap).
 	$(BIN)/pytest -n 0 -m machine
 
 phone: setup ## Install what the export for phones needs, at versions that change nothing else.
