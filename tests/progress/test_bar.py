@@ -36,3 +36,4 @@ def test_work_without_a_length_has_a_bar_too(monkeypatch):
     lines = []
     with shown("promote", lines.append):
         events.report("observed seconds", done=0, total=0)
+    assert lines == [], "the bar was drawn, and nothing was said in its place"
