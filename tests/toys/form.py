@@ -48,6 +48,8 @@ def log_in(page: Page) -> None:
     page.fill("input[name=username]", USER)
     page.fill("input[name=password]", airflow_password(places.home() / "airflow"))
     page.click("button[type=submit]")
+    # The click returns before the answer is there: who goes on at once loses the session, or is led back to the DAG.
+    expect(page.get_by_role("button", name="Trigger Dag")).to_be_visible()
 
 
 def trigger(page: Page, epochs: int, picture: Path) -> str:

@@ -3,28 +3,17 @@
 import pytest
 
 from pipeline.errors import PromotionError
-from pipeline.machine import places
 
 pytestmark = pytest.mark.integration  # a real store of MLflow
 
 
 @pytest.fixture
 def registry(tmp_path, monkeypatch):
-    """A registry without a server: MLflow's client speaks to SQLite itself."""
-    import mlflow
-    from mlflow import MlflowClient
+    from registry_toys import registry_on_file
 
-    from pipeline.tracking.registry import MlflowRegistry
-
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert places.mlflow() == uri
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)  # a store on a file looks for models where this points to
-    client = MlflowClient(uri)
-    experiment = client.create_experiment("flyweight", artifact_location=str(tmp_path / "artifacts"))
-    yield MlflowRegistry(client, experiment, run_id=None)
-    mlflow.set_tracking_uri(before)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with registry_on_file(tmp_path) as registry:
+        yield registry
 
 
 def test_a_version_comes_back_with_all_its_files_byte_by_byte(registry, tmp_path):

@@ -1,0 +1,25 @@
+"""A real registry of MLflow on a file, without a server, which takes seconds to start."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.tracking.registry import MlflowRegistry
+
+
+@contextlib.contextmanager
+def registry_on_file(directory: Path) -> Iterator[MlflowRegistry]:
+    """MLflow's client speaks to SQLite itself, and looks for models where its global address points to."""
+    import mlflow
+
+    uri = f"sqlite:///{directory / 'mlflow.db'}"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        client = mlflow.MlflowClient(uri)
+        experiment = client.create_experiment("flyweight", artifact_location=str(directory / "artifacts"))
+        yield MlflowRegistry(client, experiment, run_id=None)
+    finally:
+        mlflow.set_tracking_uri(before)
