@@ -12,11 +12,10 @@ from typing import Any
 
 from pipeline.records.evaluation import TEACHER, Evaluation, Measured
 from pipeline.records.verdict import Verdict
+from pipeline.tracking import rest, runs
 
 _LONGEST = 6000
 """Characters of a parameter that MLflow takes."""
-_AT_ONCE = 100
-"""Parameters that MLflow takes in one request."""
 
 
 def metrics(evidence: Mapping[str, Any]) -> dict[str, float]:
@@ -48,31 +47,20 @@ def tags(evidence: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def log(client: Any, parent: str, evidence: Mapping[str, Any]) -> None:
+def log(parent: str, evidence: Mapping[str, Any]) -> None:
     """Write metrics, settings, tags and the data set into the parent run; what stands there already stays or is replaced."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    now = int(time.time() * 1000)
-    run = client.get_run(parent)
-    known = run.data.params  # MLflow lets none of them change
-    fresh = [Param(key, value[:_LONGEST]) for key, value in evidence["settings"].items() if key not in known]
-    for start in range(0, len(fresh), _AT_ONCE):
-        client.log_batch(parent, params=fresh[start : start + _AT_ONCE])
-    client.log_batch(
+    at = runs.now()
+    run = rest.get_run(parent)
+    known = rest.params_of(run)  # MLflow lets none of them change
+    runs.log(
         parent,
-        metrics=[Metric(name, float(value), now, 0) for name, value in metrics(evidence).items()],
-        tags=[RunTag(key, value) for key, value in tags(evidence).items()],
+        metrics=[runs.Metric(name, float(value), at) for name, value in metrics(evidence).items()],
+        params={key: value[:_LONGEST] for key, value in evidence["settings"].items() if key not in known},
+        tags=tags(evidence),
     )
-    if evidence.get("data") and not run.inputs.dataset_inputs:
-        _log_data(client, parent, evidence["data"])
-
-
-def _log_data(client: Any, parent: str, data: Mapping[str, Any]) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    digest = (data.get("dvc_md5") or "without DVC").removesuffix(".dir")[:36]
-    dataset = Dataset(data["dataset"], digest, "dvc", json.dumps(dict(data)))
-    client.log_inputs(parent, [DatasetInput(dataset, [InputTag("mlflow.data.context", "pipeline")])])
+    if (data := evidence.get("data")) and not run.get("inputs", {}).get("dataset_inputs"):
+        digest = (data.get("dvc_md5") or "without DVC").removesuffix(".dir")[:36]
+        runs.log_dataset(parent, data["dataset"], digest, json.dumps(dict(data)), context="pipeline")
 
 
 def _shown(evidence: Mapping[str, Any]) -> str | None:

@@ -18,7 +18,7 @@ from pipeline.records.promotion import PROMOTION_FILE, SERVED_FILE
 from pipeline.records.quantization import QUANTIZATION_FILE
 from pipeline.records.training import BASELINE_FILE, HISTORY_FILE
 from pipeline.records.verdict import VERDICT_FILE
-from pipeline.tracking import rest
+from pipeline.tracking import artifacts, rest
 from pipeline.tracking.rest import TAG
 
 
@@ -105,5 +105,5 @@ def _lineage(parent: dict[str, str], runs: dict[str, str]) -> dict[str, str]:
 
 
 def _json(run_id: str | None, path: str) -> Any:
-    data = rest.artifact(run_id, path) if run_id else None
+    data = artifacts.read(run_id, path) if run_id else None
     return json.loads(data) if data else None

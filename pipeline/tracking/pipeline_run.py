@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.tracking import client as mlflow_client
-from pipeline.tracking import comparison, lineage, rest
-from pipeline.tracking.client import translated
+from pipeline.tracking import artifacts, comparison, lineage, rest, runs
 from pipeline.tracking.rest import TAG
 
 
@@ -32,21 +30,19 @@ def open_pipeline(name: str) -> str:
     if found:
         info = found[0]["info"]
         if info["status"] != "RUNNING":
-            rest.update_run(info["run_id"], "RUNNING")
+            runs.update(info["run_id"], "RUNNING")
         return info["run_id"]
     close_ghosts()
-    client = mlflow_client.make()
     tags = {**lineage.tags(), f"{TAG}pipeline": name, f"{TAG}kind": "pipeline"}
-    with translated(f"opening the pipeline run {name}"):
-        return client.create_run(mlflow_client.experiment(client), run_name=name, tags=tags).info.run_id
+    return runs.create(name, tags)[0]
 
 
 def close_pipeline(name: str, complete: bool) -> None:
     """End the parent run, FINISHED if `complete`, else FAILED; nested runs that still say RUNNING become KILLED."""
     parent = open_pipeline(name)
     for run in rest.search_runs(f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"):
-        rest.update_run(run["info"]["run_id"], "KILLED")
-    rest.update_run(parent, "FINISHED" if complete else "FAILED")
+        runs.update(run["info"]["run_id"], "KILLED")
+    runs.update(parent, "FINISHED" if complete else "FAILED")
 
 
 def close_ghosts() -> None:
@@ -54,12 +50,12 @@ def close_ghosts() -> None:
     for run in rest.search_runs("attributes.status = 'RUNNING'"):
         owner = rest.tags_of(run).get(f"{TAG}process", "")
         if owner and not lineage.is_alive(owner):
-            rest.update_run(run["info"]["run_id"], "KILLED")
+            runs.update(run["info"]["run_id"], "KILLED")
 
 
 def note(parent: str, result: StageResult) -> None:
     """Leave on the parent run how a stage ended, and when: the report and the next reader start from there."""
-    rest.set_tag(parent, f"{TAG}stage.{result.stage}", json.dumps({**asdict(result), "ended": time.time()}))
+    runs.set_tag(parent, f"{TAG}stage.{result.stage}", json.dumps({**asdict(result), "ended": time.time()}))
 
 
 def log_report(evidence: Mapping[str, Any], page: str, summary: str) -> str:
@@ -72,10 +68,8 @@ def log_report(evidence: Mapping[str, Any], page: str, summary: str) -> str:
 
     Returns the page's address.
     """
-    client = mlflow_client.make()
     parent = open_pipeline(evidence["pipeline"])
-    with translated("logging the report"):
-        client.log_text(parent, page, "report.html")
-        client.set_tag(parent, "mlflow.note.content", summary)
-        comparison.log(client, parent, evidence)
-    return rest.report_url(parent, mlflow_client.experiment(client))
+    artifacts.put_text(parent, "report.html", page)
+    runs.set_tag(parent, "mlflow.note.content", summary)
+    comparison.log(parent, evidence)
+    return rest.report_url(parent, rest.get_run(parent)["info"]["experiment_id"])

@@ -1,12 +1,10 @@
-"""MLflow's REST interface, as far as it is needed, with one translation of its errors.
+"""MLflow's REST interface, as far as it is needed to read runs, with one translation of its errors.
 
-Importing MLflow takes seconds, and most tasks of a repeated run need nothing but a look: for a finished run to reuse, or
-for what a run left.
+Importing MLflow takes seconds, at the start of every task.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -33,7 +31,7 @@ class Refused(FlyweightError):
 def get_run(run_id: str) -> dict[str, Any]:
     """Return a run by its id. Raises `NotFound`."""
     try:
-        return _call("GET", "runs/get", {"run_id": run_id})["run"]
+        return call("GET", "runs/get", {"run_id": run_id})["run"]
     except (NotFound, Refused) as error:  # an id that is none is refused, one that is unknown is not found
         raise NotFound(f"{run_id!r} is neither a directory nor a run of MLflow at {places.mlflow()}") from error
 
@@ -55,54 +53,25 @@ def search_runs(where: str, limit: int = 100) -> list[dict[str, Any]]:
         "max_results": limit,
         "order_by": ["attributes.start_time DESC"],
     }
-    return _call("POST", "runs/search", body).get("runs", [])
+    return call("POST", "runs/search", body).get("runs", [])
 
 
 def experiment_id() -> str | None:
     """Return the id of our experiment, or None before the first run."""
     try:
-        return _call("GET", "experiments/get-by-name", {"experiment_name": EXPERIMENT})["experiment"]["experiment_id"]
+        return call("GET", "experiments/get-by-name", {"experiment_name": EXPERIMENT})["experiment"]["experiment_id"]
     except NotFound:
         return None
-
-
-def set_tag(run_id: str, key: str, value: str) -> None:
-    """Set one tag of a run."""
-    _call("POST", "runs/set-tag", {"run_id": run_id, "key": key, "value": value})
-
-
-def update_run(run_id: str, status: str) -> None:
-    """Set the status of a run: RUNNING, FINISHED, FAILED or KILLED; any but RUNNING ends it now."""
-    body: dict[str, Any] = {"run_id": run_id, "status": status}
-    if status != "RUNNING":
-        body["end_time"] = int(time.time() * 1000)
-    _call("POST", "runs/update", body)
-
-
-def artifact(run_id: str, path: str) -> bytes | None:
-    """Return one artifact of a run, or None where it has no such file.
-
-    MLflow answers 500 for a file that is not there as for a store that is broken: what the run's list says tells them apart.
-    """
-    try:
-        return _ask("GET", "get-artifact", {"path": path, "run_uuid": run_id}).content
-    except NotFound:
-        return None
-    except ConnectionError:
-        if path in artifacts(run_id, path.rpartition("/")[0]):
-            raise
-        return None
-
-
-def artifacts(run_id: str, directory: str = "") -> list[str]:
-    """Return the paths of what a run has in `directory`, from its root."""
-    where = {"run_id": run_id, "path": directory} if directory else {"run_id": run_id}
-    return [file["path"] for file in _call("GET", "artifacts/list", where).get("files", [])]
 
 
 def tags_of(run: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of a run as MLflow's REST interface gives it."""
     return {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
+
+
+def params_of(run: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters of a run as MLflow's REST interface gives it."""
+    return {param["key"]: param["value"] for param in run["data"].get("params", [])}
 
 
 def run_url(run_id: str, experiment: str) -> str:
@@ -115,8 +84,9 @@ def report_url(run_id: str, experiment: str) -> str:
     return f"{run_url(run_id, experiment)}/artifacts/report.html"
 
 
-def _call(method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    return _ask(method, f"api/2.0/mlflow/{path}", body).json()
+def call(method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what MLflow answers to a call of its REST interface; see `ask` for the errors."""
+    return ask(method, f"api/2.0/mlflow/{path}", body).json()
 
 
 @cache
@@ -124,7 +94,7 @@ def _client() -> httpx.Client:
     return httpx.Client(timeout=_SECONDS)
 
 
-def _ask(method: str, path: str, values: Mapping[str, Any]) -> httpx.Response:
+def ask(method: str, path: str, values: Mapping[str, Any]) -> httpx.Response:
     """Return MLflow's answer: the one place where its errors become ours.
 
     Raises `NotFound` for what is not there, `FlyweightError` for what MLflow refuses, so that a retry would be refused too,

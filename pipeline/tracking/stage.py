@@ -14,12 +14,10 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import FlyweightError, Interrupted, Skipped
@@ -28,14 +26,14 @@ from pipeline.machine import places
 from pipeline.progress import events as progress
 from pipeline.progress.follow import Event, Follower
 from pipeline.settings.schema import Settings
+from pipeline.tracking import artifacts, rest, runs, stage_run
 from pipeline.tracking import client as mlflow_client
-from pipeline.tracking import rest, stage_run
-from pipeline.tracking.client import translated
 from pipeline.tracking.fingerprint import fingerprint
 from pipeline.tracking.inputs import Input, check_data, find_inputs
 from pipeline.tracking.pipeline_run import StageResult, note, open_pipeline
 from pipeline.tracking.registry import MlflowRegistry
 from pipeline.tracking.rest import TAG
+from pipeline.tracking.system_metrics import SystemMetrics
 
 Say = Callable[[str], None]
 
@@ -89,7 +87,6 @@ class _Attempt:
     ) -> None:
         self.stage, self.settings, self.inputs, self.pipeline, self.say = stage, settings, inputs, pipeline, say
         self.hashed = hashed
-        self.client = mlflow_client.make()
         self.parent = open_pipeline(pipeline)
         self.work = places.home() / "work" / hashed
         """Lives until the stage is FINISHED, so that a retry finds its checkpoints."""
@@ -97,16 +94,15 @@ class _Attempt:
 
     def run(self) -> StageResult:
         """Call the stage's function; the run is FINISHED only after everything has been logged."""
-        with translated(f"opening a run of {self.stage.name}"):
-            run_id, experiment = stage_run.open_nested(self.client, self.stage, self.parent, self.pipeline)
+        run_id, experiment = stage_run.open_nested(self.stage, self.parent, self.pipeline)
         result = StageResult(
             self.stage.name, run_id, "finished", "", rest.run_url(run_id, experiment), seconds=0.0
         )  # fmt: skip
         self.say(f"flyweight: run {run_id} {result.url}")
         begun = time.perf_counter()
         try:
-            with _sigterm_raises(), translated(f"recording {self.stage.name}"):
-                stage_run.log_beginning(self.client, run_id, self.stage, self.settings, self.inputs)
+            with _sigterm_raises():
+                stage_run.log_beginning(run_id, self.stage, self.settings, self.inputs)
                 self._check_data()
                 shutil.rmtree(self.out, ignore_errors=True)
                 self.out.mkdir(parents=True)
@@ -120,7 +116,7 @@ class _Attempt:
                     result, metrics = replace(result, status="skipped", reason=str(skipped)), {}
                 result = replace(result, seconds=time.perf_counter() - begun)
                 numbers = {**metrics, "stage_seconds": result.seconds}
-                stage_run.log_output(self.client, experiment, run_id, self.out, numbers, self._tags(result))
+                stage_run.log_output(experiment, run_id, self.out, numbers, self._tags(result))
         except BaseException as error:
             status = "killed" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
             seconds = time.perf_counter() - begun
@@ -143,7 +139,7 @@ class _Attempt:
     def _arguments(self, run_id: str, experiment: str) -> dict[str, Any]:
         """Everything that the function takes beside its section."""
         arguments: dict[str, Any] = {
-            name: found.directory or _download(found.run_id or "") for name, found in self.inputs.items()
+            name: found.directory or artifacts.fetched(found.run_id or "") for name, found in self.inputs.items()
         }
         arguments |= {name: getattr(self.settings, name) for name in self.stage.shared}
         arguments["out"] = self.out
@@ -153,14 +149,12 @@ class _Attempt:
             scratch.mkdir(parents=True, exist_ok=True)
             arguments["scratch"] = scratch
         if "registry" in takes:
-            arguments["registry"] = MlflowRegistry(self.client, experiment, run_id)
+            arguments["registry"] = MlflowRegistry(mlflow_client.make(), experiment, run_id)
         return arguments
 
     @contextlib.contextmanager
     def _watched(self, run_id: str) -> Iterator[None]:
         """System metrics and live progress while the function runs."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
         file = self.work / "progress.jsonl"
         file.unlink(missing_ok=True)
         live = places.progress_file(self.pipeline)
@@ -169,17 +163,15 @@ class _Attempt:
         def on_events(events: list[Event]) -> None:
             with live.open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps({"stage": self.stage.name, **event}) + "\n" for event in events)
-            stage_run.log_curves(self.client, run_id, events)
+            stage_run.log_curves(run_id, events)
 
         os.environ[progress.ENVIRONMENT] = str(file)
-        monitor = SystemMetricsMonitor(run_id, sampling_interval=5, resume_logging=True, tracking_uri=places.mlflow())
         follower = Follower(file, self.stage.name, on_events, self.say)
-        monitor.start()
         try:
-            yield
+            with SystemMetrics(run_id):
+                yield
         finally:
             follower.close()
-            monitor.finish()
             del os.environ[progress.ENVIRONMENT]
 
     def _tags(self, result: StageResult) -> dict[str, str]:
@@ -191,26 +183,13 @@ class _Attempt:
     def _fail(self, run_id: str, result: StageResult, error: BaseException) -> None:
         """End the run. What a `FlyweightError` left is kept to be looked at: a report, the failed expectations."""
         if isinstance(error, FlyweightError):
-            self.client.set_tag(run_id, f"{TAG}error", result.reason)
+            runs.set_tag(run_id, f"{TAG}error", result.reason)
             if self.out.is_dir():
-                self.client.log_artifacts(run_id, str(self.out))
+                artifacts.put(run_id, self.out)
         else:
-            self.client.set_tag(run_id, f"{TAG}interrupted", result.reason)
-        self.client.set_terminated(run_id, "KILLED" if result.status == "killed" else "FAILED")
+            runs.set_tag(run_id, f"{TAG}interrupted", result.reason)
+        runs.update(run_id, "KILLED" if result.status == "killed" else "FAILED")
         note(self.parent, result)
-
-
-def _download(run_id: str) -> Path:
-    """Return a directory with the artifacts of a FINISHED run; fetched once, since they never change."""
-    from mlflow.artifacts import download_artifacts
-
-    cached = places.cache() / run_id
-    if not cached.is_dir():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=cached.parent))
-        download_artifacts(run_id=run_id, dst_path=str(fresh), tracking_uri=places.mlflow())
-        fresh.rename(cached)
-    return cached
 
 
 def _function(stage: Stage) -> Callable[..., Mapping[str, float]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.machine.gpu import Gpu, find_gpu
+from pipeline.machine.gpu import Gpu, Usage, find_gpu, usage
 
 
 @pytest.fixture
@@ -32,3 +32,13 @@ def test_a_driver_without_a_gpu_is_none(tool, text, code):
 def test_without_the_tool_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_gpu() is None
+
+
+def test_each_gpu_says_how_busy_it_is(tool):
+    tool("35, 1000, 80000\\n0, 1, 80000\\n")
+    assert usage() == [Usage(35, 1000, 80000), Usage(0, 1, 80000)]
+
+
+def test_a_driver_that_cannot_say_how_busy_has_no_usage(tool):
+    tool("[N/A], 1000, 80000\\n")
+    assert usage() == []

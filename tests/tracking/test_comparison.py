@@ -7,7 +7,7 @@ import pytest
 from pipeline.records.evaluation import Evaluation, Host, Measured
 from pipeline.records.measures import Estimate, Offline, Quality, Served
 from pipeline.records.verdict import Verdict
-from pipeline.tracking import comparison, pipeline_run, rest
+from pipeline.tracking import artifacts, comparison, pipeline_run, rest
 
 HOST = Host(cpu="c", cores=2, flags=(), system="s", python="3", onnxruntime="1", torch="2")
 
@@ -117,5 +117,5 @@ def test_the_parent_run_carries_numbers_settings_data_and_version(mlflow_server,
     (data,) = run["inputs"]["dataset_inputs"]
     assert (data["dataset"]["name"], data["dataset"]["digest"]) == ("digits", "0123456789abcdef0123456789abcdef")
     assert json.loads(data["dataset"]["source"])["path"] == "data/digits"
-    assert rest.artifact(run["info"]["run_id"], "report.html") == b"<p>page</p>"
+    assert artifacts.read(run["info"]["run_id"], "report.html") == b"<p>page</p>"
     pipeline_run.close_pipeline("one", complete=True)

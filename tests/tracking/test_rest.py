@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from pipeline.errors import FlyweightError
-from pipeline.tracking import rest
+from pipeline.tracking import artifacts, rest
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ GET, LIST = "/get-artifact", "/api/2.0/mlflow/artifacts/list"
 def test_a_file_that_is_not_listed_is_absent_although_mlflow_says_500(server):
     server[GET] = (500, b"<p>Internal Server Error</p>")
     server[LIST] = (200, {"files": [{"path": "other.json"}]})
-    assert rest.artifact("r", "verdict.json") is None
+    assert artifacts.read("r", "verdict.json") is None
 
 
 def test_a_file_that_is_listed_and_cannot_be_read_is_an_error(server):
@@ -54,17 +54,17 @@ def test_a_file_that_is_listed_and_cannot_be_read_is_an_error(server):
     with pytest.raises(
         ConnectionError, match=r"get-artifact: failed with 500: <p>Internal Server Error</p>; see MLflow's log"
     ):
-        rest.artifact("r", "verdict.json")
+        artifacts.read("r", "verdict.json")
 
 
 def test_where_the_list_fails_too_nothing_is_taken_for_absent(server):
     server[GET] = server[LIST] = (500, {"error_code": "INTERNAL_ERROR", "message": "the store is gone"})
     with pytest.raises(ConnectionError, match="artifacts/list: failed with 500: the store is gone"):
-        rest.artifact("r", "verdict.json")
+        artifacts.read("r", "verdict.json")
 
 
 def test_404_is_absence(server):
-    assert rest.artifact("r", "verdict.json") is None
+    assert artifacts.read("r", "verdict.json") is None
     assert rest.experiment_id() is None
     assert rest.search_runs("anything") == []
     with pytest.raises(rest.NotFound, match=r"'abc' is neither a directory nor a run of MLflow at http://127\.0\.0\.1"):
@@ -96,7 +96,7 @@ def test_every_other_answer_is_an_error_and_never_an_empty_result(server, status
 
 def test_what_is_there_comes_as_bytes(server):
     server[GET] = (200, b"\x00\x01")
-    assert rest.artifact("r", "deep/file") == b"\x00\x01"
+    assert artifacts.read("r", "deep/file") == b"\x00\x01"
 
 
 def test_without_mlflow_the_error_says_what_to_start(monkeypatch):

@@ -15,7 +15,7 @@ from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import Stage
 from pipeline.progress import events
 from pipeline.settings import parse
-from pipeline.tracking import evidence, inputs, pipeline_run, rest
+from pipeline.tracking import artifacts, evidence, inputs, pipeline_run, rest
 from pipeline.tracking import stage as tracking
 from pipeline.tracking.other_run import log_run
 
@@ -58,8 +58,8 @@ def test_a_finished_stage_is_committed_with_all_it_left(stage):
     assert metrics["accuracy"] == 0.5
     assert metrics["loss"] == 1.0
     assert {"key": "expectations.min_images", "value": "100"} in run["data"]["params"]
-    assert rest.artifact(result.run_id, "answer.json") == b"42"
-    assert rest.artifact(result.run_id, "none.json") is None
+    assert artifacts.read(result.run_id, "answer.json") == b"42"
+    assert artifacts.read(result.run_id, "none.json") is None
     parent = rest.get_run(rest.tags_of(run)["mlflow.parentRunId"])
     assert json.loads(rest.tags_of(parent)["flyweight.stage.fake"])["status"] == "finished"
 
@@ -95,7 +95,7 @@ def test_a_mendable_failure_keeps_its_evidence_and_is_never_reused(stage):
     run = rest.get_run(ids[0])
     assert run["info"]["status"] == "FAILED"
     assert rest.tags_of(run)["flyweight.error"] == "INFEASIBLE: too slow"
-    assert rest.artifact(ids[0], "verdict.json") == b"{}"
+    assert artifacts.read(ids[0], "verdict.json") == b"{}"
     with pytest.raises(FlyweightError, match="that run is FAILED; only a FINISHED run can be an input"):
         inputs.find_inputs(Stage("next", "", "prove", inputs={"x": "fake"}), {"x": ids[0]})
 
@@ -129,7 +129,7 @@ def test_a_retry_opens_the_same_run_and_finds_its_checkpoint(stage):
     result, _ = stage(works)
     assert result.run_id == failed["run_id"]
     assert rest.get_run(result.run_id)["info"]["status"] == "FINISHED"
-    assert rest.artifact(result.run_id, "half") is None
+    assert artifacts.read(result.run_id, "half") is None
 
 
 def test_a_killed_process_leaves_no_ghost(stage, tmp_path):
@@ -176,7 +176,7 @@ def test_what_is_no_stage_is_one_finished_run_with_its_files(mlflow_server, monk
     assert rest.tags_of(run)["flyweight.kind"] == "tune-serving"
     assert [(metric["key"], metric["value"]) for metric in run["data"]["metrics"]] == [("ratio", 1.25)]
     assert run["data"]["params"] == [{"key": "chosen.threads", "value": "2"}]
-    assert rest.artifact(run["info"]["run_id"], "tuning.md") == b"| a table |"
+    assert artifacts.read(run["info"]["run_id"], "tuning.md") == b"| a table |"
 
 
 def test_a_run_without_mlflow_fails_at_once_with_the_cure(monkeypatch, tmp_path):
