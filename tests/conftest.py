@@ -22,6 +22,10 @@ if it is an integration test; what no longer exists does no harm. `make test-all
 _TOGETHER = {
     "tests/integration/": "stack",
     "tests/compression/quantization/": "float files",
+    "tests/tracking/test_comparison.py": "mlflow",
+    "tests/tracking/test_registry.py": "mlflow",
+    "tests/tracking/test_runs.py": "mlflow",
+    "tests/tracking/test_stage.py": "mlflow",
     "tests/stages/test_build_tensorrt.py": "candidates",
     "tests/stages/test_export_onnx.py": "candidates",
     "tests/stages/test_quantize.py": "candidates",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow_store
 import psutil
 import pytest
 import stack_environment
@@ -35,6 +36,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         zip(("airflow", "mlflow", "triton_grpc", "triton_http", "triton_metrics"), _free_ports(5), strict=True)
     )
     before = dict(os.environ)
+    (directory / "home").mkdir()
+    mlflow_store.fresh(directory / "home" / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("MLFLOW_TRACKING_URI", "FLYWEIGHT_TRITON_GRPC", "FLYWEIGHT_DATA"):
             patch.delenv(variable, raising=False)

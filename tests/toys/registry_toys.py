@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow_store
+
 from pipeline.tracking.registry import MlflowRegistry
 
 
@@ -14,7 +16,7 @@ def registry_on_file(directory: Path) -> Iterator[MlflowRegistry]:
     """MLflow's client speaks to SQLite itself, and looks for models where its global address points to."""
     import mlflow
 
-    uri = f"sqlite:///{directory / 'mlflow.db'}"
+    uri = mlflow_store.fresh(directory / "mlflow.db")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 
+import mlflow_store
 import pytest
 
 
@@ -18,7 +19,7 @@ def mlflow_server(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--no-serve-artifacts"]
+    command += ["--backend-store-uri", mlflow_store.fresh(home / "mlflow.db"), "--no-serve-artifacts"]
     command += ["--default-artifact-root", str(home / "artifacts")]
     server = subprocess.Popen(
         command,
