@@ -27,6 +27,11 @@ class Cpu(BaseModel):
     """Whether 8-bit products are summed in 32 bits: without it, x86 sums pairs in 16 bits, slower and able to saturate."""
     amx: bool
 
+    @property
+    def sums_in_16_bits(self) -> bool:
+        """Whether sums of two products of 8-bit numbers are cut off: an x86 CPU that has neither VNNI nor AMX."""
+        return self.machine in {"x86_64", "AMD64"} and not self.vnni and not self.amx
+
 
 def describe(cpuinfo: Path = _CPUINFO) -> Cpu:
     """Return what is known of this machine's CPU; outside Linux little is."""

@@ -20,6 +20,19 @@ def test_integer_flags_are_found(tmp_path, flags, vnni, amx, kept):
     assert (found.model, found.vnni, found.amx, found.flags) == ("Some CPU", vnni, amx, kept)
 
 
+@pytest.mark.parametrize(
+    ("machine", "vnni", "amx", "cut_off"),
+    [
+        ("x86_64", False, False, True),
+        ("x86_64", True, False, False),
+        ("x86_64", False, True, False),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_only_an_x86_cpu_with_neither_vnni_nor_amx_cuts_sums_off(machine, vnni, amx, cut_off):
+    assert cpu.Cpu(machine=machine, model="m", flags=(), vnni=vnni, amx=amx).sums_in_16_bits is cut_off
+
+
 def test_without_cpuinfo_nothing_is_claimed(tmp_path):
     found = cpu.describe(tmp_path / "absent")
     assert (found.vnni, found.amx, found.flags) == (False, False, ())

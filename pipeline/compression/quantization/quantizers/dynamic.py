@@ -23,6 +23,7 @@ from pipeline.compression.quantization.proof import count_operators
 from pipeline.compression.quantization.writing import check_target, weights_of, write
 from pipeline.errors import ModelError
 from pipeline.export.preprocessing import network_of
+from pipeline.machine import cpu
 from pipeline.protocols import Metrics
 
 _MIDDLE = 128
@@ -56,7 +57,12 @@ class Dynamic:
             prepared, quantized = Path(scratch) / "prepared.onnx", Path(scratch) / "int8.onnx"
             quant_pre_process(onnx_file, prepared, skip_symbolic_shape=True)
             quantize_dynamic(  # which makes a MatMul and an Add of each Gemm
-                prepared, quantized, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
+                prepared,
+                quantized,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=cpu.describe().sums_in_16_bits,  # as `static` does, for the products with int8 weights
+                weight_type=QuantType.QInt8,
             )
             model = onnx.load(quantized)
         convolutions = _quantize_convolutions(model)

@@ -56,6 +56,7 @@ class Mixed:
         calibration: as in `static`.
         percentile: as in `static`.
         fold: as in `static`.
+        reduce_range: as in `static`.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Mixed:
         calibration: Method = "minmax",
         percentile: Annotated[float, Field(ge=90.0, le=100.0)] = 99.99,
         fold: Literal["auto", "on", "off"] = "auto",
+        reduce_range: bool | Literal["auto"] = "auto",
     ) -> None:
         self.max_disagreement = max_disagreement
-        self._static = Static(calibration, percentile, fold)
+        self._static = Static(calibration, percentile, fold, reduce_range)
 
     def __call__(self, onnx_file: Path, calibration: NDArray[np.uint8], out: Path, target: str) -> Metrics:
         """Quantize `onnx_file` to `out` for `target`, 'cpu' or 'tensorrt', and write `RECORD_FILE` beside it.

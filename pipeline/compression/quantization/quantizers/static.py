@@ -75,7 +75,8 @@ class Static:
         fold: whether neighbouring columns are folded into channels (see `columns`), for cpu only: auto folds where this
             machine has VNNI, as it costs products to save copies.
         reduce_range: weights in 7 bits, for CPUs without VNNI: there no sum of two products overflows then (see
-            `pipeline.compression.quantization.saturation`). It costs a bit of precision everywhere.
+            `pipeline.compression.quantization.saturation`). It costs a bit of precision everywhere. auto does so for cpu
+            where this machine's CPU is such a one.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Static:
         calibration: Method = "minmax",
         percentile: Annotated[float, Field(ge=90.0, le=100.0)] = 99.99,
         fold: Literal["auto", "on", "off"] = "auto",
-        reduce_range: bool = False,
+        reduce_range: bool | Literal["auto"] = "auto",
     ) -> None:
         self.calibration = calibration
         self.percentile = percentile
@@ -138,6 +139,11 @@ class Static:
         _drop_dead(quantized)
         return quantized
 
+    def _seven_bits(self, target: str) -> bool:
+        if self.reduce_range == "auto":
+            return target == "cpu" and cpu.describe().sums_in_16_bits
+        return self.reduce_range
+
     def _insert_pairs(
         self, calibrated: Calibrated, target: str, pixels: dict[str, Any] | None, keep_float: Collection[str]
     ) -> onnx.ModelProto:
@@ -156,7 +162,7 @@ class Static:
                 op_types_to_quantize=_OPERATORS[target],
                 nodes_to_exclude=list(keep_float),
                 per_channel=True,
-                reduce_range=self.reduce_range,
+                reduce_range=self._seven_bits(target),
                 activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 extra_options={

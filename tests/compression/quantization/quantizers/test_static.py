@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import onnx
 import pytest
-from exact import exact_answers
+from onnx_answers import logits
 
 from pipeline import components
 from pipeline.compression.quantization import writing
@@ -13,6 +13,7 @@ from pipeline.compression.quantization.proof import count_operators
 from pipeline.compression.quantization.quantizers.static import Static
 from pipeline.errors import ModelError, SettingsError
 from pipeline.export import tensorrt
+from pipeline.machine import cpu
 
 CALIBRATION = 200
 
@@ -35,7 +36,7 @@ def plain_file(digits, float_file, tmp_path_factory):
 
 def test_int8_answers_nearly_as_float_does(form, digits, float_file):
     images = digits[0][CALIBRATION:]
-    expected, found = exact_answers(float_file, images), exact_answers(form[1], images)
+    expected, found = logits(float_file, images), logits(form[1], images)
     assert np.abs(found - expected).mean() < 0.03 * np.abs(expected).max()
     assert (found.argmax(1) == expected.argmax(1)).mean() > 0.98
 
@@ -43,8 +44,8 @@ def test_int8_answers_nearly_as_float_does(form, digits, float_file):
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_int8_takes_any_batch(form, digits, batch):
     images = digits[0][:64]
-    together = exact_answers(form[1], images)
-    np.testing.assert_allclose(exact_answers(form[1], images[:batch]), together[:batch], atol=1e-4)
+    together = logits(form[1], images)
+    np.testing.assert_allclose(logits(form[1], images[:batch]), together[:batch], atol=1e-4)
 
 
 def test_on_a_cpu_everything_from_the_pixels_on_is_integer(form):
@@ -62,7 +63,7 @@ def test_folding_columns_changes_no_bit(form, plain_file, digits):
     kind, file, _ = form
     if kind == "cpu folded":
         assert any("columns" in node.name for node in onnx.load(file).graph.node)
-        np.testing.assert_array_equal(exact_answers(file, digits[0]), exact_answers(plain_file, digits[0]))
+        np.testing.assert_array_equal(logits(file, digits[0]), logits(plain_file, digits[0]))
     else:
         assert not any("columns" in node.name for node in onnx.load(file).graph.node)
 
@@ -116,7 +117,7 @@ def test_it_is_smaller_and_the_metadata_is_kept(form, float_file):
 def test_other_calibrations_hold_too_and_print_nothing(calibration, digits, float_file, tmp_path, capfd):
     Static(calibration=calibration)(float_file, digits[0][:CALIBRATION], tmp_path / "model.onnx", "cpu")
     images = digits[0][CALIBRATION:]
-    agreement = exact_answers(tmp_path / "model.onnx", images).argmax(1) == exact_answers(float_file, images).argmax(1)
+    agreement = logits(tmp_path / "model.onnx", images).argmax(1) == logits(float_file, images).argmax(1)
     assert agreement.mean() > 0.9
     assert capfd.readouterr().out == ""
 
@@ -137,10 +138,22 @@ def test_calibration_images_of_another_kind_are_refused(images, found, float_fil
 
 def test_a_range_of_7_bits_leaves_room_for_two_products_in_16(float_file, digits, tmp_path):
     Static(reduce_range=True)(float_file, digits[0][:CALIBRATION], tmp_path / "model.onnx", "cpu")
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    kernels = [a for a in map(onnx.numpy_helper.to_array, graph.initializer) if a.dtype == np.int8 and a.ndim > 1]
-    assert max(np.abs(kernel.astype(int)).max() for kernel in kernels) == 64
+    assert _largest_weight(tmp_path / "model.onnx") == 64
     assert np.iinfo(np.int16).max >= 255 * (64 + 64)
+
+
+@pytest.mark.parametrize(("vnni", "largest"), [(False, 64), (True, 127)])
+def test_weights_have_7_bits_where_this_cpu_sums_in_16(vnni, largest, float_file, digits, tmp_path, monkeypatch):
+    here = cpu.Cpu(machine="x86_64", model="m", flags=(), vnni=vnni, amx=False)
+    monkeypatch.setattr(cpu, "describe", lambda: here)
+    Static(fold="off")(float_file, digits[0][:CALIBRATION], tmp_path / "model.onnx", "cpu")
+    Static()(float_file, digits[0][:CALIBRATION], tmp_path / "gpu.onnx", "tensorrt")
+    assert (_largest_weight(tmp_path / "model.onnx"), _largest_weight(tmp_path / "gpu.onnx")) == (largest, 127)
+
+
+def _largest_weight(file):
+    tensors = map(onnx.numpy_helper.to_array, onnx.load(file).graph.initializer)
+    return max(np.abs(one.astype(int)).max() for one in tensors if one.dtype == np.int8 and one.ndim > 1)
 
 
 def test_a_layer_that_is_kept_float_has_float_weights(float_file, digits):
