@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import form
 import pytest
-from dag_runs import EPOCHS, Ended
+from dag_runs import EPOCHS, Ended, run_dag
 from playwright.sync_api import Page, expect
 
 from pipeline.graph import GROUPS, STAGES
 from pipeline.machine import places
 from pipeline.services import demo
 from pipeline.services.airflow_client import AirflowClient
-from pipeline.tracking import evidence
+from pipeline.tracking import evidence, rest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
@@ -48,6 +49,28 @@ def test_a_run_that_the_form_started_ends_green_and_is_all_in_mlflow(
     _see_green_run(page, run_id, screenshots)
     _see_report_in_mlflow(page, run_id, screenshots)
     _see_runs_in_mlflow(page, killed_once.found, screenshots)
+
+
+@pytest.mark.extra
+def test_two_runs_are_told_apart_and_compared_in_mlflow(
+    chromium: str, killed_once: Ended, page: Page, screenshots: Path
+) -> None:
+    smaller = run_dag({"budget.size_ratio": 9.0})  # which float networks do not reach
+    runs = [rest.get_run(ended.found["parent_run_id"]) for ended in (killed_once, smaller)]
+    winners = [rest.tags_of(run)["winner"] for run in runs]
+    assert winners[1] == "int8" and smaller.code == 0, smaller.said
+    experiment = runs[0]["info"]["experiment_id"]
+    ids = [run["info"]["run_id"] for run in runs]
+
+    page.set_viewport_size({"width": 1600, "height": 900})
+    page.goto(f"{places.mlflow()}/#/experiments/{experiment}/runs?searchFilter=tags.winner != ''&viewStateShareKey=")
+    for ended in (killed_once, smaller):
+        expect(page.get_by_text(ended.run_id, exact=True).first).to_be_visible()
+    page.screenshot(path=screenshots / "mlflow_runs.png")
+
+    page.goto(f"{places.mlflow()}/#/compare-runs?runs={json.dumps(ids)}&experiments={json.dumps([experiment])}")
+    expect(page.get_by_text("proxy/accuracy", exact=True).first).to_be_visible()
+    page.screenshot(path=screenshots / "mlflow_compare.png")
 
 
 def _see_green_run(page: Page, run_id: str, screenshots: Path) -> None:

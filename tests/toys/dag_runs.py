@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,10 @@ class Ended:
         return self.found["pipeline"]
 
 
-def run_dag() -> Ended:
-    """Run the DAG on digits as the demo does."""
+def run_dag(changed: Mapping[str, Any] | None = None) -> Ended:
+    """Run the DAG on digits as the demo does, with some settings `changed`."""
     said = io.StringIO()
-    code = demo.run("digits", {"train.fit.epochs": EPOCHS}, console=Console(file=said, width=200))
+    code = demo.run("digits", {"train.fit.epochs": EPOCHS, **(changed or {})}, console=Console(file=said, width=200))
     return Ended(code, said.getvalue(), evidence.gather("latest"))
 
 
