@@ -15,13 +15,13 @@ from pipeline.models.checkpoint import load
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.progress import events
 from pipeline.protocols import Metrics
+from pipeline.records.training import HISTORY_FILE
 from pipeline.report.curves import draw_curves
 from pipeline.settings.base import Component
 from pipeline.settings.training import Distributed
 from pipeline.training.batches import check_batch, steps_per_epoch
 from pipeline.training.distributed.launch import launch, processes
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import HISTORY_FILE
 
 _log = logging.getLogger(__name__)
 

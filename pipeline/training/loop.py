@@ -21,6 +21,7 @@ from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
 from pipeline.models import checkpoint
 from pipeline.progress import events
+from pipeline.records.training import HISTORY_FILE
 from pipeline.training import onednn, snapshot
 from pipeline.training.average import update_average
 from pipeline.training.batches import Batch, Batches, check_batch
@@ -36,7 +37,6 @@ from pipeline.training.validation import evaluate
 if TYPE_CHECKING:
     from pipeline.training.job import TrainingJob
 
-HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
 _CHECK_STEPS = 10
 _REPORT_SECONDS = 1.0
