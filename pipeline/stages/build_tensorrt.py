@@ -24,17 +24,8 @@ from pipeline.machine.gpu import Gpu, find_gpu
 from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Runner
-from pipeline.records.candidates import (
-    ENGINE_FILE,
-    LAYERS_FILE,
-    Candidate,
-    Engine,
-    Engines,
-    OnGpu,
-    Profile,
-    load_candidates,
-    save,
-)
+from pipeline.records.candidates import Candidate, load_candidates
+from pipeline.records.engines import LAYERS_FILE, Engine, Engines, OnGpu, Profile, save_engine, save_engines
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.parity import compare
@@ -61,7 +52,7 @@ def build_tensorrt(config: BuildTensorrt, *, data: Path, candidates: Path, servi
     gpu = find_gpu()
     builder, reason = choose(config.builder, gpu)
     if builder is None:
-        save(out, Engines(skipped=reason))
+        save_engines(out, Engines(skipped=reason))
         raise Skipped(reason)
     if builder == "tensorrt_rtx" and gpu and gpu.compute_capability not in tensorrt.RTX_TARGETS:
         gpu = None  # the engine is for other machines
@@ -77,11 +68,11 @@ def build_tensorrt(config: BuildTensorrt, *, data: Path, candidates: Path, servi
         engine = _build(builder, candidate, candidates, profile, gpu, out)
         on_gpu = None if why_not else measure(engine, out, candidates / candidate.file, validation)
         built.append(engine.model_copy(update={"on_gpu": on_gpu, "not_measured": why_not}))
-        _write(built[-1], out)
+        save_engine(out, built[-1])
     report("build_tensorrt", done=len(built), total=len(wanted))
     if why_not:
         _log.warning("the engines were not run: %s", why_not)
-    save(out, Engines(engines=tuple(built)))
+    save_engines(out, Engines(engines=tuple(built)))
     return {key: value for engine in built for key, value in _metrics(engine).items()}
 
 
@@ -151,7 +142,7 @@ def _build(
         sparse_asked=spec.sparse,
         sparse_layers=plan.sparse_layers,
     )
-    _write(engine, out)
+    save_engine(out, engine)
     return engine
 
 
@@ -182,11 +173,6 @@ def measure(engine: Engine, out: Path, onnx_file: Path, validation: Split) -> On
 
 def _accuracy(runner: Runner, images: np.ndarray, labels: np.ndarray, batch: int) -> float:
     return float((answer(runner, {"image": images}, batch)["logits"].argmax(axis=1) == labels).mean())
-
-
-def _write(engine: Engine, out: Path) -> None:
-    file = (out / engine.file).parent / ENGINE_FILE
-    file.write_text(engine.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _metrics(engine: Engine) -> dict[str, float]:

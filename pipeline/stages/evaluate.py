@@ -17,11 +17,12 @@ from pipeline.data.split import open_split
 from pipeline.errors import BudgetError
 from pipeline.evaluation import gate
 from pipeline.evaluation.figures import flat_metrics
-from pipeline.evaluation.quality import parity, qualities
+from pipeline.evaluation.quality import qualities, served_parity
 from pipeline.models.spec import load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
-from pipeline.records.candidates import Candidate, load_candidates, load_engines
+from pipeline.records.candidates import Candidate, load_candidates
+from pipeline.records.engines import load_engines
 from pipeline.records.evaluation import GOLDEN_FILE, TEACHER, Evaluation, Measured, save_evaluation
 from pipeline.records.verdict import save_verdict
 from pipeline.report import plots
@@ -147,6 +148,6 @@ def _measured(
         **qualities(labels, logits, teacher, config, seed),
         export_parity=candidate.parity.model_dump(),
         served=load.served if load else {},
-        served_parity=parity(load.answers, here, TOLERANCE) if load and here is not None else None,
+        served_parity=served_parity(load.answers, here, TOLERANCE) if load and here is not None else None,
         note=answers.missing.get(candidate.name),
     )

@@ -23,7 +23,8 @@ from pipeline.models import size as sizes
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
-from pipeline.records.candidates import Candidate, Candidates, Mobile, Parity, save
+from pipeline.records.candidates import Candidate, Candidates, Mobile, save_candidates
+from pipeline.records.measures import Parity
 from pipeline.records.quantization import ORIGINAL, QAT, candidate_of, load_quantization
 from pipeline.runners import trial
 from pipeline.settings.export import ExportOnnx
@@ -83,7 +84,7 @@ def export_onnx(
         lineage["gives_way_to"] = record.gives_way_to(target)
         candidates.append(_describe(name, file, checkpoint, images, lineage))
     report("export_onnx", done=total, total=total)
-    save(out, Candidates(candidates=tuple(candidates), labels=labels, mobile=tuple(phones)))
+    save_candidates(out, Candidates(candidates=tuple(candidates), labels=labels, mobile=tuple(phones)))
     listed: list[Candidate | Mobile] = [*candidates, *phones]
     return {key: value for one in listed for key, value in _metrics(one).items()}
 

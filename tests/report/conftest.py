@@ -6,7 +6,7 @@ import pytest
 from pipeline.evaluation import gate
 from pipeline.evaluation.quality import quality
 from pipeline.records.evaluation import Evaluation, Host, Measured
-from pipeline.records.measures import Interval, Offline, Parity, Served
+from pipeline.records.measures import Interval, Offline, Served, ServedParity
 from pipeline.settings.gate import Budget
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -58,7 +58,7 @@ def measured(name, validation, test):
         validation=look(validation), test=look(test),
         offline={batch: time(batch) for batch in (1, 64)} if offline else {},
         served={level: load(level) for level in (1, 16, 64)} if served else {},
-        served_parity=Parity(images=64, max_difference=1e-6, differing=0) if served else None,
+        served_parity=ServedParity(images=64, max_difference=1e-6, differing=0) if served else None,
     )  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from pipeline.machine.gpu import Gpu
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier, load_spec
-from pipeline.records import candidates as files
-from pipeline.records.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
+from pipeline.records.candidates import Candidate, Candidates, load_candidates, save_candidates
+from pipeline.records.engines import load_engine, load_engines
+from pipeline.records.measures import Parity
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.settings.export import BuildTensorrt
 from pipeline.settings.serving import Serving
@@ -60,7 +61,7 @@ def listed(digits_data, tmp_path_factory):
         )
         for name, target in NAMES.items()
     ]  # fmt: skip
-    files.save(out, Candidates(candidates=tuple(made), labels=manifest.labels))
+    save_candidates(out, Candidates(candidates=tuple(made), labels=manifest.labels))
     return out
 
 

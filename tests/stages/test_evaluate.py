@@ -16,10 +16,10 @@ from pipeline.errors import BudgetError, ModelError
 from pipeline.files import sha256
 from pipeline.models.checkpoint import save
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.records.candidates import Candidate, Candidates, Engines, Parity
-from pipeline.records.candidates import save as save_candidates
+from pipeline.records.candidates import Candidate, Candidates, save_candidates
+from pipeline.records.engines import Engines, save_engines
 from pipeline.records.evaluation import load_evaluation
-from pipeline.records.measures import Served
+from pipeline.records.measures import Parity, Served
 from pipeline.records.verdict import load_verdict
 from pipeline.report import plots
 from pipeline.serving.load.candidates import Load, Loads
@@ -104,7 +104,7 @@ def inputs(tmp_path_factory):
     candidates.append(describe("int8_tensorrt", refused, root / "candidates"))
     save_candidates(root / "candidates", Candidates(candidates=tuple(candidates), labels=LABELS))
     (root / "engines").mkdir()
-    save_candidates(root / "engines", Engines(skipped="no GPU here"))
+    save_engines(root / "engines", Engines(skipped="no GPU here"))
     return root
 
 

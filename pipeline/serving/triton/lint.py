@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pipeline.errors import ModelError, PromotionError
 from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import TensorSpec
-from pipeline.records.candidates import load_engine
+from pipeline.records.engines import load_engine
 from pipeline.serving.triton.repository import ATTESTED, Artifact
 from pipeline.settings.serving import Serving
 

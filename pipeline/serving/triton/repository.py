@@ -30,7 +30,7 @@ from tritonclient.grpc.model_config_pb2 import (
 from pipeline.errors import PromotionError
 from pipeline.files import sha256, sync
 from pipeline.models.spec import ModelSpec, TensorSpec
-from pipeline.records.candidates import load_engine
+from pipeline.records.engines import load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
 from pipeline.settings.serving import Serving
 

@@ -5,7 +5,7 @@ from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 from pipeline.errors import PromotionError, SettingsError
 from pipeline.files import sha256
 from pipeline.models.spec import TensorSpec
-from pipeline.records.candidates import ENGINE_FILE
+from pipeline.records.engines import ENGINE_FILE
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.lint import lint
 from pipeline.serving.triton.repository import Artifact
