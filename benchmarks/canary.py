@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -33,6 +32,7 @@ import numpy as np
 from swap import Counting, Triton, artifact, images
 
 from pipeline.errors import PromotionError
+from pipeline.machine.cpu import cores
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed, Open
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             server.stop()
     found = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {cores()} cores",
         "share": chosen.share,
         "seconds": chosen.seconds,
         "summary": summary(rounds),

@@ -45,6 +45,7 @@ from peers.environments import PeerError, environment, installed
 from peers.http1 import request as http_request
 from peers.servers import Server
 
+from pipeline.machine.cpu import cores
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load import closed_loop, tuning_run
 from pipeline.serving.load.histogram import Histogram
@@ -147,7 +148,7 @@ def _in_process(artifact: Artifact, rows: NDArray, level: int, seconds: float, w
             "model": str(artifact.onnx),
             "rows": str(Path(name) / "rows"),
             "row_bytes": rows[0].nbytes,
-            "cores": servers.cores(),
+            "cores": cores(),
             "concurrency": level,
             "seconds": seconds,
             "warmup": warmup,
@@ -211,7 +212,7 @@ def contenders(
         def grpc(of: Artifact) -> Callable[[Server], Wire]:
             return lambda server: grpc_numbers(server.address("grpc"), MODEL, of.spec, rows)
 
-        workers, source = servers.cores(), artifact.onnx
+        workers, source = cores(), artifact.onnx
         if "onnxruntime" in wanted:
             found.append(Contender("onnxruntime", None, None, levels))
         add(TRITON, lambda: servers.triton(TRITON, home, {MODEL: (artifact, serving)}), grpc(artifact))

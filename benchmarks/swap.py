@@ -35,6 +35,7 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.files import sha256
+from pipeline.machine.cpu import cores
 from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import promote as promotion
@@ -342,7 +343,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="flyweight-swap-") as name:
         server = Triton(Path(name))
         try:
-            found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+            found: dict[str, Any] = {"machine": f"{platform.machine()}, {cores()} cores"}
             found |= {"swap": swap_test(Path(name), chosen.promotions, chosen.clients)}
             if chosen.swaps:
                 found["memory"] = memory_test(server, Path(name), chosen.swaps)

@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 
-from peers.servers import cores
 from pipeline.files import sha256
 from pipeline.machine import cpu, places
 from pipeline.serving.load.tuning import TUNED
@@ -56,7 +55,7 @@ def facts(models: Mapping[str, Artifact], serving: Serving) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "cpu": found.model,
         "flags": list(found.flags),
-        "cores": cores(),
+        "cores": cpu.cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import FlyweightError, PromotionError, near_miss
 from pipeline.machine import places
+from pipeline.machine.cpu import cores
 from pipeline.serving.load import report, tuning
 from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed
@@ -88,7 +88,7 @@ def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifac
             serving,
             serve,
             measure,
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=cores(),
             concurrency=budget.at_concurrency,
             p99_ms=budget.p99_ms,
             batches=artifact.spec.batched,

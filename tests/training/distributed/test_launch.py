@@ -35,7 +35,7 @@ def test_two_processes_learn_as_one_would_from_the_whole_batch(tmp_path):
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert [(x["rank"], x["world"], x["main"]) for x in (one, two)] == [(0, 2, True), (1, 2, False)]
     assert one["mean"] == two["mean"] == 0.5 and one["total"] == two["total"] == [2.0, 1.0]
-    assert one["threads"] == max(1, launching._cores() // 2)
+    assert one["threads"] == max(1, launching.cores() // 2)
     assert one["listening"] == two["listening"] == []
     assert one["weights"] == two["weights"] and one["gradients"] == two["gradients"]
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
@@ -90,7 +90,7 @@ def test_among_other_errors_the_first_counts():
 def test_auto_is_two_processes_on_a_cpu_with_two_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for cores, expected in ((1, 1), (2, 2), (64, 2)):
-        monkeypatch.setattr(launching, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(launching, "cores", lambda cores=cores: cores)
         assert processes(Distributed()) == expected
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert processes(Distributed()) == 8 and processes(Distributed(nproc=3)) == 3
