@@ -51,7 +51,7 @@ from pipeline.serving.load import closed_loop, tuning_run
 from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.load.processes import WINDOWS, drive
 from pipeline.serving.load.tuning import TUNED
-from pipeline.serving.triton import artifact as artifacts
+from pipeline.serving.triton.artifact import made_up
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.gate import Budget
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str]) -> int:
             "seconds": chosen.seconds,
         }
         found["installed"] = {peer: installed(directory) for peer, directory in environments.items()}
-        rows = next(iter(artifacts.made_up(artifact.spec, ROWS).values()))
+        rows = next(iter(made_up(artifact.spec, ROWS).values()))
         running = stack.enter_context(
             contenders(wanted, chosen.concurrency, artifact, teacher, serving, rows, home, environments, missing)
         )

@@ -126,7 +126,7 @@ def _live_overrides(canary: float | None, shadow: bool, seconds: float | None, r
 
 
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
-    from pipeline.serving.promotion import promote as promotion
+    from pipeline.serving.promotion.promote import promote_artifact
     from pipeline.serving.promotion.pull import pull
     from pipeline.tracking import registry as tracking
 
@@ -134,7 +134,7 @@ def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...
     registry = tracking.registry()
     with tempfile.TemporaryDirectory(prefix="flyweight-pull-") as folder, _triton() as client:
         pulled = pull(registry, settings.serving.model, version, Path(folder) / "model")
-        done = promotion.promote(
+        done = promote_artifact(
             settings.serving, pulled.artifact, pulled.golden, registry, pulled.tags, client, settings.promote, version
         )
     _say_promoted(done)
@@ -150,26 +150,24 @@ def _promote_file(
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
     from pipeline.models.spec import SPEC_FILE
-    from pipeline.serving.promotion import promote as promotion
+    from pipeline.serving.promotion.promote import promote_artifact
     from pipeline.serving.promotion.pull import BY_HAND, VERDICT
-    from pipeline.serving.triton import artifact as onnx_artifact
+    from pipeline.serving.triton.artifact import from_file, golden_answers, made_up, read_inputs
     from pipeline.serving.triton.repository import MODEL_FILE
     from pipeline.tracking import registry as tracking
 
     settings = cli_options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
     rows = min(settings.promote.golden_images, settings.serving.max_batch_size)
     names = labels.read_text(encoding="utf-8").splitlines() if labels else ()
-    inputs = onnx_artifact.read_inputs(golden) if golden else None
-    artifact = onnx_artifact.from_file(onnx, names, inputs)
-    demanded = onnx_artifact.golden(
-        artifact, inputs or onnx_artifact.made_up(artifact.spec, rows), settings.serving.threads
-    )
+    inputs = read_inputs(golden) if golden else None
+    artifact = from_file(onnx, names, inputs)
+    demanded = golden_answers(artifact, inputs or made_up(artifact.spec, rows), settings.serving.threads)
     with tempfile.TemporaryDirectory(prefix="flyweight-onnx-") as folder, _triton() as client:
         directory = Path(folder) / onnx.stem  # the registry takes a directory, of which the user's holds more
         directory.mkdir()
         shutil.copyfile(onnx, directory / MODEL_FILE)
         (directory / SPEC_FILE).write_text(artifact.spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        done = promotion.promote(
+        done = promote_artifact(
             settings.serving,
             replace(artifact, onnx=directory / MODEL_FILE),
             demanded,

@@ -15,7 +15,7 @@ from pipeline.records.measures import Offline, Quality, Served, ServedParity
 from pipeline.records.record import Record, read, write
 
 EVALUATION_FILE = "evaluation.json"
-GOLDEN_FILE = "golden.safetensors"
+GOLDEN_IMAGES_FILE = "golden.safetensors"
 """Validation images (`images`: uint8, N x C x H x W) whose answers the served model must repeat."""
 TEACHER = "teacher"
 """The candidate that all others are compared with; it is measured and never promoted."""

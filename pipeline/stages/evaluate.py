@@ -23,7 +23,7 @@ from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.records.candidates import Candidate, load_candidates
 from pipeline.records.engines import load_engines
-from pipeline.records.evaluation import GOLDEN_FILE, TEACHER, Evaluation, Measured, save_evaluation
+from pipeline.records.evaluation import GOLDEN_IMAGES_FILE, TEACHER, Evaluation, Measured, save_evaluation
 from pipeline.records.verdict import save_verdict
 from pipeline.report import plots
 from pipeline.runners.candidates import (
@@ -118,7 +118,7 @@ def evaluate(
     save_verdict(out, verdict)
     save_answers(out / PREDICTIONS_FILE, subjects, answers)
     golden = splits["validation"].batch(draw(len(splits["validation"]), GOLDEN_IMAGES, seed + 1))
-    save_file({"images": np.ascontiguousarray(golden)}, out / GOLDEN_FILE)
+    save_file({"images": np.ascontiguousarray(golden)}, out / GOLDEN_IMAGES_FILE)
     for name, figure in plots.all_plots(evaluation, verdict).items():
         plots.png(figure, out / "plots" / f"{name}.png")
     metrics = flat_metrics(evaluation)

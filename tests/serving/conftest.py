@@ -6,7 +6,7 @@ from serving_toys import FakeTriton, Registry, Server
 
 from pipeline.machine.workspace import SOURCE
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.triton import server as local_triton
+from pipeline.serving.triton.server import install
 from pipeline.settings.serving import Serving
 
 
@@ -57,7 +57,7 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory):
     server = Server(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLYWEIGHT_HOME", str(home / "home"))
-        local_triton.install()
+        install()
         server.start()
     yield server
     server.stop()

@@ -17,8 +17,8 @@ from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed
 from pipeline.serving.load.sweep import finite
 from pipeline.serving.load.tuning import TUNED, Figures, Trial, Tuning
-from pipeline.serving.triton import artifact as artifacts
 from pipeline.serving.triton import repository
+from pipeline.serving.triton.artifact import from_file, made_up
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
@@ -42,7 +42,7 @@ def promoted(model: str) -> Artifact:
             f"{model!r} has not been promoted into {places.triton_repository()}; it holds: {', '.join(there) or 'nothing'}"
             f"{near_miss(model, there)}. Promote it first, or name a file with --onnx"
         )
-    return artifacts.from_file(file)
+    return from_file(file)
 
 
 def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifact, seconds: float) -> Tuning:
@@ -60,7 +60,7 @@ def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifac
         TritonError: the server cannot be reached.
     """
     trial = replace(artifact, candidate="trial")
-    inputs = artifacts.made_up(artifact.spec, _ROWS)
+    inputs = made_up(artifact.spec, _ROWS)
     if not artifact.spec.batched:
         inputs = {name: array[None] for name, array in inputs.items()}
 

@@ -15,7 +15,7 @@ from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import READY, Control, states
 from pipeline.serving.triton.errors import TritonError
-from pipeline.serving.triton.golden import GOLDEN_FILE
+from pipeline.serving.triton.golden import GOLDEN_FILE, load_golden
 
 RESTART = "restart Triton (`flyweight down`, `flyweight up`): what is on disk is right, and a restart serves it"
 
@@ -51,7 +51,7 @@ class Change:
     def trouble(self, version: int) -> str | None:
         """Return what keeps `version` from being what unpinned requests get, or None. Raises `TritonError`."""
         directory = self.version_directory(version)
-        demanded = golden.load(directory / GOLDEN_FILE)
+        demanded = load_golden(directory / GOLDEN_FILE)
         attested = any(
             output.name == repository.ATTESTED
             for output in repository.read_config(directory / repository.CONFIG_FILE).output

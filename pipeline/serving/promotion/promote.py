@@ -38,7 +38,7 @@ from pipeline.serving.promotion.repair import repair_or_raise
 from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import Control, is_reachable, wait_until_gone
 from pipeline.serving.triton.errors import TritonError
-from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
+from pipeline.serving.triton.golden import GOLDEN_FILE, Golden, save_golden
 from pipeline.serving.triton.lint import lint
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import refusal, remove_models
@@ -60,7 +60,7 @@ class Promotion:
     """These bytes under these settings served already; nothing was changed."""
 
 
-def promote(
+def promote_artifact(
     serving: Serving,
     artifact: Artifact,
     demanded: Golden,
@@ -209,7 +209,7 @@ def _stage(change: Change, artifact: Artifact, serving: Serving, demanded: Golde
     repository.write_model(place, artifact, serving, version)
     lint(artifact, serving)
     directory = place / str(version)
-    golden.save(directory / GOLDEN_FILE, demanded)
+    save_golden(directory / GOLDEN_FILE, demanded)
     sync([directory / GOLDEN_FILE, directory])
     change.ledger.append(ledger.STAGED, version=version)
     return directory

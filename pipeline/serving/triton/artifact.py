@@ -47,7 +47,7 @@ def from_file(file: Path, labels: Sequence[str] = (), inputs: Mapping[str, NDArr
     return Artifact(file, spec.model_copy(update={"labels": tuple(labels)}), sha256(file), candidate=file.stem)
 
 
-def golden(artifact: Artifact, inputs: Mapping[str, NDArray], threads: int = 1) -> Golden:
+def golden_answers(artifact: Artifact, inputs: Mapping[str, NDArray], threads: int = 1) -> Golden:
     """Return `inputs`, shaped as the graph has them, with what ONNX Runtime in this process answers.
 
     The result has the shapes that a client sees: what has no axis of its own has one of length 1 in Triton. Raises

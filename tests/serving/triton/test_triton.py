@@ -13,7 +13,7 @@ from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, imag
 
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load import measure, processes, requests
-from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
 from pipeline.serving.triton.client import Client, classify
@@ -39,7 +39,7 @@ def promote(triton, client, tmp_path):
     def run(what, demanded=None):
         settings = Serving(model=model, max_batch_size=8, instances=1)
         config = QUICK.model_copy(update={"load_timeout_s": 30.0})
-        return promotion.promote(settings, what, demanded or golden(what), registry, {}, client, config)
+        return promote_artifact(settings, what, demanded or golden(what), registry, {}, client, config)
 
     run.model, run.registry = model, registry
     yield run
