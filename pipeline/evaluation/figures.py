@@ -13,7 +13,7 @@ from pipeline.records.measures import Interval, Parity, Quality
 
 def export_metrics(listed: Candidates) -> dict[str, float]:
     """Return how large each exported file is and how far from PyTorch; a form for phones is ``<candidate>_mobile``."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for one in listed.candidates:
         found = _export_figures(one.parity, one.size_bytes) | {"parameters": one.parameters, "macs": one.macs}
         metrics |= {f"{one.name}_{measure}": float(value) for measure, value in found.items()}

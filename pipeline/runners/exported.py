@@ -49,7 +49,7 @@ class Exporter:
         name = candidate_of(target)
         file = copy_quantized(quantized / target, name, original, self.data, self.out)
         checkpoint = rounded_checkpoint(file, original, quantized / QAT)
-        line = {"source": ORIGINAL, "parent": ORIGINAL, "made_by": "quantize", "target": target}
+        line: dict[str, str | None] = {"source": ORIGINAL, "parent": ORIGINAL, "made_by": "quantize", "target": target}
         line["gives_way_to"] = record.gives_way_to(target)
         return self._described(name, file, checkpoint, line)
 

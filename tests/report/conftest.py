@@ -18,6 +18,13 @@ CANDIDATES = {
     "int8": (1.05, 68_000, 46_500, 4_600_000, 11_800.0, 3300.0, "int8", "cpu"),
     "int8_tensorrt": (1.1, 71_000, 46_500, 4_600_000, 0.0, 0.0, "int8", "tensorrt"),
 }
+# name: (what it was made from, the stage that made it)
+MADE = {
+    "student": ("teacher", "distill"),
+    "pruned": ("student", "prune"),
+    "int8": ("pruned", "quantize"),
+    "int8_tensorrt": ("pruned", "quantize"),
+}
 
 
 def split_answers(images, seed):
@@ -52,8 +59,10 @@ def measured(name, validation, test):
         at = offline * (0.7 if batch == 1 else 1.0)
         return Offline(images_per_second=at, p50_ms=1000 * batch / at, p99_ms=1300 * batch / at, calls=500)
 
+    parent, made_by = MADE.get(name, (None, "train"))
     return Measured(
-        name=name, file=f"{name}/model.onnx", sha256=f"{len(name):064x}", size_bytes=size, parameters=parameters,
+        name=name, parent=parent, made_by=made_by,
+        file=f"{name}/model.onnx", sha256=f"{len(name):064x}", size_bytes=size, parameters=parameters,
         macs=macs, precision=precision, target=target, source="pruned" if name.startswith("int8") else name,
         validation=look(validation), test=look(test),
         offline={batch: time(batch) for batch in (1, 64)} if offline else {},

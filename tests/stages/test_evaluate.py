@@ -70,6 +70,7 @@ def describe(name, file, root):
         size_bytes={"teacher": 1000, "int8": 100}.get(name, 400), precision="int8" if "int8" in name else "float32",
         target={"int8": "cpu", "int8_tensorrt": "tensorrt"}.get(name, "any"),
         source=name if name in {"teacher", "student", "pruned"} else "pruned",
+        made_by={"teacher": "train", "student": "distill", "pruned": "prune"}.get(name, "quantize"),
         parity=Parity(images=10, max_difference=0, mean_difference=0, changed_predictions=0),
     )  # fmt: skip
 
