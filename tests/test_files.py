@@ -47,11 +47,22 @@ def test_a_lock_that_another_process_holds_is_refused_with_the_reason(tmp_path, 
         pass
 
 
+def is_free(path):
+    """Whether nobody holds the lock."""
+    try:
+        with files.lock(path, "no"):
+            return True
+    except BlockingIOError:
+        return False
+
+
 def test_a_lock_goes_with_the_process_that_is_killed(tmp_path, holder):
+    assert not is_free(tmp_path / "lock")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with files.lock(tmp_path / "lock", "it is being changed"):
-        pass
+        assert not is_free(tmp_path / "lock")
+    assert is_free(tmp_path / "lock")
 
 
 def test_without_a_refusal_a_lock_is_waited_for(tmp_path, holder):
@@ -71,6 +82,6 @@ def test_without_a_refusal_a_lock_is_waited_for(tmp_path, holder):
 
 def test_a_lock_is_free_again_after_an_error(tmp_path):
     with pytest.raises(KeyError), files.lock(tmp_path / "deep" / "lock", "no"):
+        assert not is_free(tmp_path / "deep" / "lock")
         raise KeyError
-    with files.lock(tmp_path / "deep" / "lock", "no"):
-        pass
+    assert is_free(tmp_path / "deep" / "lock")
