@@ -19,7 +19,7 @@ from pipeline.serving.load.tuning import TUNED
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.serving import Serving
-from pipeline.tracking.registry import registry as model_registry
+from pipeline.tracking.registry import model_registry
 
 
 def champion(directory: Path) -> Path:

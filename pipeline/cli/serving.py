@@ -13,20 +13,20 @@ from typing import Any
 
 import click
 
-from pipeline.cli import options as cli_options
+from pipeline.cli import options
 from pipeline.errors import FlyweightError
 
 
 def add_to(main: click.Group) -> None:
     """Add the commands to `main`; its stage ``promote`` learns to take a VERSION."""
-    for command in (rollback, history, reconcile, gc, ensemble, predict):
+    for command in (rollback_command, history, reconcile_command, gc_command, ensemble, predict):
         main.add_command(command)
     main.add_command(_with_version(main.commands["promote"]))
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@cli_options.model
+@options.model
 def predict(images: tuple[Path, ...], model: str) -> None:
     """Ask the served model for the class of each image file, over gRPC."""
     from pipeline.serving.triton.client import classify
@@ -52,17 +52,17 @@ def _with_version(stage: click.Command) -> click.Command:
         requests: int | None,
         recipe: str | None,
         overrides: tuple[str, ...],
-        **options: Any,
+        **of_the_stage: Any,
     ) -> None:
         overrides = (*overrides, *_live_overrides(canary, shadow, seconds, requests))
         of_a_file = {"--name": name, "--golden": golden, "--labels": labels}
         if onnx is None and (given := [option for option, value in of_a_file.items() if value]):
             raise FlyweightError(f"{', '.join(given)} says more of a file: name it with --onnx")
         if version is None and onnx is None:
-            run_stage(recipe=recipe, overrides=overrides, **options)
+            run_stage(recipe=recipe, overrides=overrides, **of_the_stage)
             return
-        of_the_stage = {"inputs": "--input", "pipeline": "--pipeline", "force": "--force", "result": "--result"}
-        if given := [option for key, option in of_the_stage.items() if options[key]]:
+        named = {"inputs": "--input", "pipeline": "--pipeline", "force": "--force", "result": "--result"}
+        if given := [option for key, option in named.items() if of_the_stage[key]]:
             what = "the registered version" if onnx is None else "a file"
             raise FlyweightError(f"promote takes {what} here: {', '.join(given)} is for the stage alone")
         if version is not None and onnx is not None:
@@ -128,10 +128,10 @@ def _live_overrides(canary: float | None, shadow: bool, seconds: float | None, r
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
     from pipeline.serving.promotion.promote import promote_artifact
     from pipeline.serving.promotion.pull import pull
-    from pipeline.tracking import registry as tracking
+    from pipeline.tracking.registry import model_registry
 
-    settings = cli_options.settings(recipe, overrides)
-    registry = tracking.registry()
+    settings = options.settings(recipe, overrides)
+    registry = model_registry()
     with tempfile.TemporaryDirectory(prefix="flyweight-pull-") as folder, _triton() as client:
         pulled = pull(registry, settings.serving.model, version, Path(folder) / "model")
         done = promote_artifact(
@@ -154,9 +154,9 @@ def _promote_file(
     from pipeline.serving.promotion.pull import BY_HAND, VERDICT
     from pipeline.serving.triton.artifact import from_file, golden_answers, made_up, read_inputs
     from pipeline.serving.triton.repository import MODEL_FILE
-    from pipeline.tracking import registry as tracking
+    from pipeline.tracking.registry import model_registry
 
-    settings = cli_options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
+    settings = options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
     rows = min(settings.promote.golden_images, settings.serving.max_batch_size)
     names = labels.read_text(encoding="utf-8").splitlines() if labels else ()
     inputs = read_inputs(golden) if golden else None
@@ -171,7 +171,7 @@ def _promote_file(
             settings.serving,
             replace(artifact, onnx=directory / MODEL_FILE),
             demanded,
-            tracking.registry(),
+            model_registry(),
             {VERDICT: BY_HAND, "candidate": artifact.candidate, "source": str(onnx.resolve())},
             client,
             settings.promote,
@@ -184,53 +184,53 @@ def _say_promoted(done: Any) -> None:
     click.echo(f"{done.model} serves version {done.version} ({was}), SHA-256 {done.sha256}")
 
 
-@click.command()
-@cli_options.model
-def rollback(model: str) -> None:
+@click.command("rollback")
+@options.model
+def rollback_command(model: str) -> None:
     """Serve the version before the present one again; instant while it is warm."""
-    from pipeline.serving.promotion.rollback import rollback as roll_back
-    from pipeline.tracking import registry as tracking
+    from pipeline.serving.promotion.rollback import rollback
+    from pipeline.tracking.registry import model_registry
 
     with _triton() as client:
-        version = roll_back(model, client)
+        version = rollback(model, client)
     click.echo(f"{model} serves version {version} again")
     try:
-        tracking.registry().set_alias(model, "champion", version)
+        model_registry().set_alias(model, "champion", version)
     except Exception as error:  # no failure of the rollback: whoever repeated it would go back one version more
         click.echo(f"the registry's alias was not moved ({error}): `flyweight reconcile` does it", err=True)
 
 
 @click.command()
-@cli_options.model
+@options.model
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def history(model: str, as_json: bool) -> None:
     """Show what became of each version of a served model: live, refused and why, rolled back."""
-    from pipeline.serving.promotion import history as told
+    from pipeline.serving.promotion.history import events, interrupted
 
-    for event in told.events(model):
+    for event in events(model):
         line = (
             json.dumps(asdict(event))
             if as_json
             else f"{event.time}  {event.version or '':>4}  {event.what:11} {event.detail}"
         )
         click.echo(line.rstrip())
-    if not as_json and (open_end := told.interrupted(model)):
+    if not as_json and (open_end := interrupted(model)):
         click.echo(f"not at its end: {open_end}")
 
 
-@click.command()
-@cli_options.recipe
-@cli_options.overrides
-def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
+@click.command("reconcile")
+@options.recipe
+@options.overrides
+def reconcile_command(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Compare ledger, disk, Triton and registry; repair what can be, say what a person must do."""
-    from pipeline.serving.promotion.reconcile import reconcile as compare
-    from pipeline.tracking import registry as tracking
+    from pipeline.serving.promotion.reconcile import reconcile
+    from pipeline.tracking.registry import model_registry
 
-    settings = cli_options.settings(recipe, overrides)
+    settings = options.settings(recipe, overrides)
     model = settings.serving.model
     with _triton() as client:
         try:
-            report = compare(settings.serving, tracking.registry(), client, settings.promote)
+            report = reconcile(settings.serving, model_registry(), client, settings.promote)
         except BlockingIOError:
             click.echo(f"{model} is being changed right now: there is nothing to compare before that is done")
             return
@@ -241,14 +241,14 @@ def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
         raise FlyweightError("\n".join(str(finding) for finding in wanted))
 
 
-@click.command()
-@cli_options.model
-def gc(model: str) -> None:
+@click.command("gc")
+@options.model
+def gc_command(model: str) -> None:
     """Remove old versions from Triton's repository: never the served one, nor the one that rollback goes back to."""
-    from pipeline.serving.promotion.retention import gc as remove
+    from pipeline.serving.promotion.retention import gc
 
     with _triton() as client:
-        freed = remove(model, client)
+        freed = gc(model, client)
     for version, size in freed.items():
         click.echo(f"removed version {version} of {model} ({size / 1e6:.1f} MB); the registry still has it")
     if not freed:
@@ -260,11 +260,11 @@ def gc(model: str) -> None:
 @click.argument("steps", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def ensemble(name: str, steps: Path) -> None:
     """Serve several models as one called NAME; the YAML file STEPS says who gets what from whom."""
-    from pipeline.serving.triton import ensemble as together
+    from pipeline.serving.triton.ensemble import publish, read_steps
 
-    read = together.read_steps(steps)
+    read = read_steps(steps)
     with _triton() as client:
-        together.publish(name, read, client)
+        publish(name, read, client)
     click.echo(f"{name} answers with {', then '.join(step.model for step in read)}")
 
 

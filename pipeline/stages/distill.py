@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
-from pipeline.models import size as macs
+from pipeline.models.size import macs
 from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics
 from pipeline.records.training import BASELINE_FILE
@@ -86,7 +86,7 @@ def _keep_the_better(both: dict[str, Metrics], job: TrainingJob, alone_job: Trai
 
 
 def _warn_if_not_smaller(spec: ModelSpec, teacher: Path) -> None:
-    student, heavy = macs.macs(checkpoint.build(spec), spec.image_shape), size(teacher)["macs"]
+    student, heavy = macs(checkpoint.build(spec), spec.image_shape), size(teacher)["macs"]
     if student >= heavy:
         _log.warning(
             "the student (distill.model) needs %d multiply-accumulates, the teacher %d: it will not be faster; "

@@ -10,16 +10,15 @@ from typing import Any
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
-from pipeline.tracking import client as mlflow_client
 from pipeline.tracking import models
-from pipeline.tracking.client import translated
+from pipeline.tracking.client import experiment_of, make_client, translated
 from pipeline.tracking.rest import NotFound, Refused
 
 
-def registry() -> MlflowRegistry:
+def model_registry() -> MlflowRegistry:
     """Return the Model Registry for use outside a stage."""
-    client = mlflow_client.make()
-    return MlflowRegistry(client, mlflow_client.experiment(client), run_id=None)
+    client = make_client()
+    return MlflowRegistry(client, experiment_of(client), run_id=None)
 
 
 class MlflowRegistry:

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.errors import ModelError
-from pipeline.models import size as model_size
 from pipeline.models.checkpoint import load
+from pipeline.models.size import macs, parameters
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.progress import events
 from pipeline.protocols import Metrics
@@ -73,7 +73,7 @@ def read_history(out: Path) -> list[dict[str, float]]:
 def size(directory: Path) -> dict[str, float]:
     """Return ``parameters`` and ``macs`` of the checkpoint in `directory`."""
     spec, network = load(directory)
-    return {"parameters": model_size.parameters(network), "macs": model_size.macs(network, spec.image_shape)}
+    return {"parameters": parameters(network), "macs": macs(network, spec.image_shape)}
 
 
 def _summary(history: list[dict[str, Any]]) -> dict[str, float]:

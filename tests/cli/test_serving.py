@@ -14,7 +14,6 @@ from pipeline.serving.promotion import preflight
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import client, disk
 from pipeline.serving.triton.golden import save_golden
-from pipeline.tracking import registry as tracking
 
 QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4", "--set", "promote.max_p99_ratio=1000000.0")
 
@@ -37,7 +36,7 @@ def stand(tmp_path, monkeypatch):
     (tmp_path / "triton_repo").mkdir()
     registry, fake = Registry(tmp_path / "registry.json"), Closing(tmp_path / "triton_repo", tmp_path / "loaded.json")
     monkeypatch.setattr(client, "Client", lambda: fake)
-    monkeypatch.setattr(tracking, "registry", lambda: registry)
+    monkeypatch.setattr("pipeline.tracking.registry.model_registry", lambda: registry)
     monkeypatch.setattr(preflight, "answers", lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs))
 
     def register(factor):
