@@ -150,10 +150,10 @@ def _promote_file(
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
     from pipeline.models.spec import SPEC_FILE
+    from pipeline.records.candidates import MODEL_FILE
     from pipeline.serving.promotion.promote import promote_artifact
     from pipeline.serving.promotion.pull import BY_HAND, VERDICT
     from pipeline.serving.triton.artifact import from_file, golden_answers, made_up, read_inputs
-    from pipeline.serving.triton.repository import MODEL_FILE
     from pipeline.tracking.registry import model_registry
 
     settings = options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))

@@ -13,9 +13,7 @@ from pipeline.files import sha256
 from pipeline.machine.gpu import Gpu
 from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.records.candidates import Candidate
-from pipeline.records.engines import LAYERS_FILE, Engine, Profile, save_engine
-
-PLAN_FILE = "model.plan"
+from pipeline.records.engines import LAYERS_FILE, PLAN_FILE, Engine, Profile, save_engine
 
 
 def write_engine(

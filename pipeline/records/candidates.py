@@ -15,6 +15,8 @@ from pipeline.records.measures import Parity
 from pipeline.records.record import Record, read, write
 
 CANDIDATES_FILE = "candidates.json"
+MODEL_FILE = "model.onnx"
+"""The graph of each candidate, wherever it lies: among the exported ones, in the registry, in Triton's repository."""
 
 
 class Candidate(Record):

@@ -11,6 +11,8 @@ from pipeline.records.record import Record, read, write
 ENGINES_FILE = "engines.json"
 ENGINE_FILE = "engine.json"
 """Beside each plan: what that one is."""
+PLAN_FILE = "model.plan"
+"""The engine itself, wherever it lies."""
 LAYERS_FILE = "layers.json"
 """Beside each plan: what it is made of."""
 

@@ -29,6 +29,7 @@ from pipeline.files import sha256
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, load_spec
 from pipeline.protocols import Metrics
+from pipeline.records.candidates import MODEL_FILE
 from pipeline.records.quantization import QAT, QUANTIZATION_FILE
 from pipeline.settings.compression import Quantize
 from pipeline.settings.training import Distributed, Fit
@@ -90,7 +91,7 @@ def quantize(
             shutil.copytree(kept.directory / target, out / target)
         cpu = None
         if "cpu" in config.targets:
-            cpu = examine(kept.file("float"), out / "cpu" / "model.onnx", images, data)
+            cpu = examine(kept.file("float"), out / "cpu" / MODEL_FILE, images, data)
     record = {
         **(cpu.conclusions() if cpu else {}),
         "quantizer": config.quantizer.model_dump(),

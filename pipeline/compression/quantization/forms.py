@@ -18,6 +18,7 @@ from pipeline.models.checkpoint import WEIGHTS_FILE
 from pipeline.models.spec import ModelSpec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics, Quantizer
+from pipeline.records.candidates import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Forms:
 
     def file(self, form: str) -> Path:
         """Return the ONNX file of a target, or of ``float``."""
-        return self.directory / form / "model.onnx"
+        return self.directory / form / MODEL_FILE
 
 
 def write_forms(

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.errors import FlyweightError, PromotionError, near_miss
 from pipeline.machine import places
 from pipeline.machine.cpu import cores
+from pipeline.records.candidates import MODEL_FILE
 from pipeline.serving.load import report, tuning
 from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed
@@ -35,7 +36,7 @@ def promoted(model: str) -> Artifact:
     """Return the newest version of `model` that its config names, as an artifact. Raises `FlyweightError`."""
     directory = places.triton_repository() / model
     versions = repository.served_versions(directory)
-    file = directory / str(versions[-1]) / repository.MODEL_FILE if versions else directory
+    file = directory / str(versions[-1]) / MODEL_FILE if versions else directory
     if not file.is_file():
         there = sorted(path.parent.name for path in places.triton_repository().glob(f"*/{repository.CONFIG_FILE}"))
         raise FlyweightError(

@@ -11,6 +11,8 @@ from pathlib import Path
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
+from pipeline.records.candidates import MODEL_FILE
+from pipeline.records.engines import PLAN_FILE
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import READY, Control, states
@@ -117,7 +119,7 @@ class Change:
                 return f"{directory / name} is missing"
         manifest = json.loads((directory / repository.MANIFEST_FILE).read_text(encoding="utf-8"))
         engine = "plan_sha256" in manifest
-        model = directory / (repository.PLAN_FILE if engine else repository.MODEL_FILE)
+        model = directory / (PLAN_FILE if engine else MODEL_FILE)
         wanted = manifest["plan_sha256" if engine else "sha256"]
         python = repository.read_config(directory / repository.CONFIG_FILE).backend == "python"
         backend = (

@@ -30,6 +30,7 @@ from pipeline.errors import ModelError, PromotionError
 from pipeline.files import sync
 from pipeline.machine import places
 from pipeline.protocols import Registry
+from pipeline.records.candidates import MODEL_FILE
 from pipeline.serving.promotion import canary, ledger, preflight, probes
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.observe import observe
@@ -104,7 +105,7 @@ def promote_artifact(
         try:
             staged = _stage(change, artifact, serving, demanded, number)
             registry.attach(model, number, staged / GOLDEN_FILE)
-            model_file = staged / repository.MODEL_FILE
+            model_file = staged / MODEL_FILE
             whole = model_file if model_file.is_file() else artifact.onnx  # an engine answers on its GPU alone
             _preflight(change, whole, demanded, serving.threads, config, number)
         except (PromotionError, ModelError) as error:

@@ -10,8 +10,9 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.spec import load_spec
 from pipeline.protocols import Registry
+from pipeline.records.candidates import MODEL_FILE
 from pipeline.serving.triton.golden import GOLDEN_FILE, Golden, load_golden
-from pipeline.serving.triton.repository import MODEL_FILE, Artifact
+from pipeline.serving.triton.repository import Artifact
 
 VERDICT = "verdict"
 PASSED, BY_HAND = "PROMOTE", "by hand"

@@ -30,7 +30,8 @@ from tritonclient.grpc.model_config_pb2 import (
 from pipeline.errors import PromotionError
 from pipeline.files import sha256, sync
 from pipeline.models.spec import ModelSpec, TensorSpec
-from pipeline.records.engines import load_engine
+from pipeline.records.candidates import MODEL_FILE
+from pipeline.records.engines import PLAN_FILE, load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
 from pipeline.settings.serving import Serving
 
@@ -40,8 +41,6 @@ BESIDE_BACKEND = tuple(sorted(BACKEND.parent.glob("flyweight_*.py")))
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MANIFEST_FILE = "manifest.json"
-MODEL_FILE = "model.onnx"
-PLAN_FILE = "model.plan"
 ATTEST, ATTESTED = "attest", "model_sha256"
 """The request parameter that asks for the served bytes' hash, and the output that holds it; model.py has the same."""
 
