@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from serving_toys import FakeTriton, Registry, artifact, golden
 
-from pipeline.cli import main as cli
+from pipeline.cli import main
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import preflight
@@ -54,7 +54,7 @@ def stand(tmp_path, monkeypatch):
 
 def run(*arguments):
     """(exit code or the error that `run` turns into one, what was printed)"""
-    done = CliRunner().invoke(cli.main, arguments)
+    done = CliRunner().invoke(main.main, arguments)
     return done.exception or done.exit_code, done.output
 
 

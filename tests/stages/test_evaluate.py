@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 from torch import nn
 
-from pipeline.data import shards as prepared
+from pipeline.data import shards
 from pipeline.data.split import open_split
 from pipeline.errors import BudgetError, ModelError
 from pipeline.files import sha256
@@ -25,7 +25,7 @@ from pipeline.report import plots
 from pipeline.serving.load.candidates import Load, Loads
 from pipeline.settings.gate import Budget, Evaluate
 from pipeline.settings.serving import Serving
-from pipeline.stages import evaluate as stage
+from pipeline.stages.evaluate import evaluate
 
 LABELS = ("zero", "one", "two", "three")
 SHAPE = (1, 4, 4)
@@ -85,7 +85,7 @@ def inputs(tmp_path_factory):
         labels = np.arange(count) % len(LABELS)
         noisy = prototypes[labels] + rng.normal(0, 70, (count, *SHAPE))
         splits[split] = (noisy.clip(0, 255).astype(np.uint8), labels)
-    prepared.write(root / "data", name="made-up", labels=LABELS, splits=splits)
+    shards.write(root / "data", name="made-up", labels=LABELS, splits=splits)
     centred = (prototypes / 255 - prototypes.mean() / 255).reshape(len(LABELS), -1).T
     spec = image_classifier(f"{__name__}:Linear", {}, SHAPE, LABELS, Preprocessing(mean=(0.0,), std=(1.0,)))
     candidates = []
@@ -126,7 +126,7 @@ def run(inputs, out, **changes):
     out.mkdir(exist_ok=True)
     folders = {name: inputs / name for name in ("data", "teacher", "student", "pruned", "candidates", "engines")}
     settings = {"budget": BUDGET, "serving": Serving(), "seed": 5, "out": out, "serve": stand_in}
-    return stage.evaluate(CONFIG, **folders | settings | changes)
+    return evaluate(CONFIG, **folders | settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_the_live_server_answers_as_the_files_do_and_is_left_as_it_was(inputs, t
     out = tmp_path / "out"
     out.mkdir()
     budget = Budget(accuracy_drop=0.2, size_ratio=2, speedup=0.01, served_speedup=0.01)
-    stage.evaluate(settings, **folders, budget=budget, serving=Serving(instances=1), seed=5, out=out)
+    evaluate(settings, **folders, budget=budget, serving=Serving(instances=1), seed=5, out=out)
     evaluation = load_evaluation(out)
     assert evaluation.host.triton == triton.server_version()
     for name in NOISE:

@@ -30,12 +30,6 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def client(triton):
-    with Client() as client:
-        yield client
-
-
-@pytest.fixture
 def own_server(triton_server, tmp_path, monkeypatch):
     """A Triton of this test's own, which it may kill."""
     (tmp_path / "triton_repo").mkdir()

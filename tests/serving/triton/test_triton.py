@@ -25,12 +25,6 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def client(triton):
-    with Client() as client:
-        yield client
-
-
-@pytest.fixture
 def promote(triton, client, tmp_path):
     """Promotes to a model of this test's own; afterwards nothing of it is left in the server."""
     model = f"proxy_{tmp_path.name}"[:40].lower()
