@@ -72,14 +72,29 @@ def _with_version(stage: click.Command) -> click.Command:
         elif version is not None:
             _promote_version(version, recipe, overrides)
 
+    text = (
+        f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an "
+        f"older one. With --onnx, any ONNX file does."
+    )
+    argument = click.Argument(["version"], type=click.IntRange(1, 2**31 - 1), required=False, metavar="[VERSION]")
+    params = [argument, *_of_a_file(), *_of_live_requests(), *stage.params]
+    return click.Command("promote", params=params, callback=promote, help=text)
+
+
+def _of_a_file() -> list[click.Parameter]:
+    """Return the options of ``promote --onnx``."""
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
-    of_files = [
+    return [
         click.Option(["--onnx"], type=file, help="Promote this ONNX file, whatever it takes and gives."),
         click.Option(["--name"], metavar="NAME", help="Name in Triton for --onnx; serving.model if left out."),
         click.Option(["--golden"], type=file, help="Inputs that --onnx must answer alike when served, as .npz."),
         click.Option(["--labels"], type=file, help="Names of the classes in the first output of --onnx, one a line."),
     ]
-    of_live = [
+
+
+def _of_live_requests() -> list[click.Parameter]:
+    """Return the options of a test on live requests."""
+    return [
         click.Option(
             ["--canary"], type=Share(), help="Let the candidate answer this share of the live requests first."
         ),
@@ -89,12 +104,6 @@ def _with_version(stage: click.Command) -> click.Command:
         ),
         click.Option(["--requests"], type=click.IntRange(1), help="Minimum number of live requests that they take."),
     ]
-    text = (
-        f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an "
-        f"older one. With --onnx, any ONNX file does."
-    )
-    argument = click.Argument(["version"], type=click.IntRange(1, 2**31 - 1), required=False, metavar="[VERSION]")
-    return click.Command("promote", params=[argument, *of_files, *of_live, *stage.params], callback=promote, help=text)
 
 
 class Share(click.ParamType):

@@ -22,12 +22,12 @@ from pipeline.compression.quantization import fake_quant, quant_plan
 from pipeline.compression.quantization.calibration_set import calibration_images
 from pipeline.compression.quantization.choice import PTQ, compare, training_metrics
 from pipeline.compression.quantization.cpu_form import examine
-from pipeline.compression.quantization.fake_quant import Rounding
+from pipeline.compression.quantization.fake_quant import FakeQuant, Rounding
 from pipeline.compression.quantization.forms import trained_from, write_forms
 from pipeline.data.manifest import load_manifest
 from pipeline.files import sha256
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
-from pipeline.models.spec import SPEC_FILE, load_spec
+from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.protocols import Metrics
 from pipeline.records.candidates import MODEL_FILE
 from pipeline.records.quantization import QAT, QUANTIZATION_FILE
@@ -68,21 +68,10 @@ def quantize(
         if config.fit.epochs:
             save(scratch / "folded", spec, network)
             plan = quant_plan.plan(spec, network, forms.file("float"), forms.file(measured), images)
-            job = TrainingJob(
-                section="quantize.fit",
-                what="quantize (training)",
-                spec=spec,
-                fit=Fit(**config.fit.model_dump()),
-                data=data,
-                seed=seed,
-                scratch=scratch / QAT,
-                out=out / QAT,
-                strategy=distributed.strategy,
-                start=scratch / "folded",
-                teacher=teacher,
-                loss=config.loss,
-                rewrites=(rewrite(Rounding, plan=plan.model_dump(mode="json")), *keep_sparsity(spec)),
-            )
+            job = _rounding_job(
+                config, spec, plan, data=data, teacher=teacher, start=scratch / "folded", out=out / QAT,
+                scratch=scratch / QAT, strategy=distributed.strategy, seed=seed,
+            )  # fmt: skip
             training = {"training": dict(train_job(job, distributed))}
             trained = write(*load(job.out), Path(directory) / QAT, lineage | trained_from(job.out))
             training |= compare({PTQ: forms.file(measured), QAT: trained.file(measured)}, data)
@@ -103,3 +92,16 @@ def quantize(
     (out / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     counted = {f"{target}_{name}": value for target, by in kept.counted.items() for name, value in by.items()}
     return {**counted, **(cpu.metrics() if cpu else {}), **(training_metrics(training) if training else {})}
+
+
+def _rounding_job(config: Quantize, spec: ModelSpec, plan: FakeQuant, **where: Any) -> TrainingJob:
+    """Return the job that trains a network on while it rounds as `plan` says; `where` is its data, places and seed."""
+    return TrainingJob(
+        section="quantize.fit",
+        what="quantize (training)",
+        spec=spec,
+        fit=Fit(**config.fit.model_dump()),
+        loss=config.loss,
+        rewrites=(rewrite(Rounding, plan=plan.model_dump(mode="json")), *keep_sparsity(spec)),
+        **where,
+    )
