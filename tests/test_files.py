@@ -32,6 +32,10 @@ def test_a_file_is_known_by_its_bytes(tmp_path):
     assert files.sha256(tmp_path / "file").startswith("ba7816bf8f01cfea")
 
 
+def test_json_is_laid_out_for_people(tmp_path):
+    assert files.write_json(tmp_path / "a.json", {"one": [1.5]}).read_text() == '{\n  "one": [\n    1.5\n  ]\n}\n'
+
+
 def test_a_file_takes_the_place_of_another(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).write_text(name)

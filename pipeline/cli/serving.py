@@ -158,7 +158,7 @@ def _promote_file(
     overrides: tuple[str, ...],
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
-    from pipeline.models.spec import SPEC_FILE
+    from pipeline.models.spec import save_spec
     from pipeline.records.candidates import MODEL_FILE
     from pipeline.serving.promotion.promote import promote_artifact
     from pipeline.serving.promotion.pull import BY_HAND, VERDICT
@@ -175,7 +175,7 @@ def _promote_file(
         directory = Path(folder) / onnx.stem  # the registry takes a directory, of which the user's holds more
         directory.mkdir()
         shutil.copyfile(onnx, directory / MODEL_FILE)
-        (directory / SPEC_FILE).write_text(artifact.spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_spec(directory, artifact.spec)
         done = promote_artifact(
             settings.serving,
             replace(artifact, onnx=directory / MODEL_FILE),

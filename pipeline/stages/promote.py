@@ -8,7 +8,6 @@ a copy of the ledger.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from pipeline.errors import PromotionError
-from pipeline.files import sha256
+from pipeline.files import sha256, write_json
 from pipeline.models.spec import load_spec
 from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
@@ -81,7 +80,7 @@ def promote(
         done = promote_artifact(serving, artifact, golden, registry, tags, server, config)
     seconds = time.perf_counter() - begin
     record = {**asdict(done), "candidate": candidate.name, "ledger": str(done.ledger), "seconds": round(seconds, 3)}
-    (out / PROMOTION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / PROMOTION_FILE, record)
     shutil.copyfile(done.ledger, out / "ledger.jsonl")
     return {"version": float(done.version), "reused": float(done.reused), "promotion_seconds": seconds}
 

@@ -11,7 +11,6 @@ on the validation split by more than chance, and ``quantization.json`` says so. 
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from functools import partial
@@ -25,7 +24,7 @@ from pipeline.compression.quantization.cpu_form import examine
 from pipeline.compression.quantization.fake_quant import FakeQuant, Rounding
 from pipeline.compression.quantization.forms import trained_from, write_forms
 from pipeline.data.manifest import load_manifest
-from pipeline.files import sha256
+from pipeline.files import sha256, write_json
 from pipeline.models.checkpoint import WEIGHTS_FILE, load, save
 from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
 from pipeline.protocols import Metrics
@@ -89,7 +88,7 @@ def quantize(
         **({"training": training} if training else {}),
     }
     shutil.copy2(pruned / SPEC_FILE, out / SPEC_FILE)
-    (out / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / QUANTIZATION_FILE, record)
     counted = {f"{target}_{name}": value for target, by in kept.counted.items() for name, value in by.items()}
     return {**counted, **(cpu.metrics() if cpu else {}), **(training_metrics(training) if training else {})}
 
