@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import sys
 import tempfile
@@ -33,10 +32,11 @@ import numpy as np
 from swap import Counting, Triton, artifact, images
 
 from pipeline.errors import PromotionError
+from pipeline.machine.cpu import cores
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed, Open
-from pipeline.serving.promotion import promote
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
@@ -129,7 +129,7 @@ class Bench:
         demanded = Golden({"image": images(16)}, OnnxRunner(ware.onnx)({"image": images(16)}))
         settings = Serving(model=model, max_batch_size=16, instances=1)
         with Client() as control:
-            promote.promote(settings, ware, demanded, self._registry, {}, control, config)
+            promote_artifact(settings, ware, demanded, self._registry, {}, control, config)
 
 
 def _without(source: str) -> str:
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             server.stop()
     found = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {cores()} cores",
         "share": chosen.share,
         "seconds": chosen.seconds,
         "summary": summary(rounds),

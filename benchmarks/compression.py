@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from pipeline.data.split import open_split
 from pipeline.evaluation.intervals import mcnemar
 from pipeline.export import onnx_graph
 from pipeline.machine import places
+from pipeline.machine.cpu import cores
 from pipeline.models import checkpoint, size
 from pipeline.models.spec import load_spec
 from pipeline.runners.onnx_runner import OnnxRunner
@@ -235,7 +235,7 @@ def main() -> None:
         run.networks()
     made = {run.seed: run.files() for run in runs}
     test = open_split(runs[0].data, "test")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for files in made.values():
             right = dict(zip(files, pool.map(lambda one: answered_right(one.file, test), files.values()), strict=True))
             for name, one in files.items():

@@ -34,7 +34,7 @@ from peers.servers import Server
 from pipeline.report import plots
 from pipeline.serving.load import closed_loop, processes
 from pipeline.serving.load.histogram import Histogram
-from pipeline.serving.triton import artifact as artifacts
+from pipeline.serving.triton.artifact import made_up
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.serving import Serving
 
@@ -116,7 +116,7 @@ def overload(artifact: Artifact, serving: Serving, seconds: float, home: Path) -
     name = f"limit-{serving.max_queue_size}"
     server = servers.triton(name, home, {MODEL: (artifact, serving)})
     try:
-        rows = next(iter(artifacts.made_up(artifact.spec, 64).values()))
+        rows = next(iter(made_up(artifact.spec, 64).values()))
         wire = grpc_numbers(server.address("grpc"), MODEL, artifact.spec, rows)
         server.await_answer(lambda: wire.ask(0))
         before = capacity(wire.address, wire.requests, min(3.0, seconds), 3)

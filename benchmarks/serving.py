@@ -45,12 +45,13 @@ from peers.environments import PeerError, environment, installed
 from peers.http1 import request as http_request
 from peers.servers import Server
 
+from pipeline.machine.cpu import cores
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load import closed_loop, tuning_run
 from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.load.processes import WINDOWS, drive
 from pipeline.serving.load.tuning import TUNED
-from pipeline.serving.triton import artifact as artifacts
+from pipeline.serving.triton.artifact import made_up
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.gate import Budget
@@ -147,7 +148,7 @@ def _in_process(artifact: Artifact, rows: NDArray, level: int, seconds: float, w
             "model": str(artifact.onnx),
             "rows": str(Path(name) / "rows"),
             "row_bytes": rows[0].nbytes,
-            "cores": servers.cores(),
+            "cores": cores(),
             "concurrency": level,
             "seconds": seconds,
             "warmup": warmup,
@@ -211,7 +212,7 @@ def contenders(
         def grpc(of: Artifact) -> Callable[[Server], Wire]:
             return lambda server: grpc_numbers(server.address("grpc"), MODEL, of.spec, rows)
 
-        workers, source = servers.cores(), artifact.onnx
+        workers, source = cores(), artifact.onnx
         if "onnxruntime" in wanted:
             found.append(Contender("onnxruntime", None, None, levels))
         add(TRITON, lambda: servers.triton(TRITON, home, {MODEL: (artifact, serving)}), grpc(artifact))
@@ -309,7 +310,7 @@ def main(arguments: Sequence[str]) -> int:
             "seconds": chosen.seconds,
         }
         found["installed"] = {peer: installed(directory) for peer, directory in environments.items()}
-        rows = next(iter(artifacts.made_up(artifact.spec, ROWS).values()))
+        rows = next(iter(made_up(artifact.spec, ROWS).values()))
         running = stack.enter_context(
             contenders(wanted, chosen.concurrency, artifact, teacher, serving, rows, home, environments, missing)
         )

@@ -6,7 +6,6 @@ A small network leaves a GPU idle between its kernels, so that several processes
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from pipeline.data.manifest import load_manifest
+from pipeline.machine.cpu import cores
 from pipeline.models.spec import SPEC_FILE
 from pipeline.settings.base import Component
 from pipeline.settings.training import Fit
@@ -54,7 +54,7 @@ def train_all(jobs: Mapping[str, TrainingJob], workers: int, until: float = floa
     None is begun after `until` (of `time.monotonic`). One that fails is named and does not stop the others.
     """
     context = multiprocessing.get_context("spawn")
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, cores() // workers)
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         begun = {pool.submit(_train, job, until): name for name, job in jobs.items()}
         for future in as_completed(begun):

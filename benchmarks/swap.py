@@ -35,17 +35,19 @@ import psutil
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.files import sha256
+from pipeline.machine import places
+from pipeline.machine.cpu import cores
 from pipeline.models.spec import Preprocessing, image_classifier
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.retention import gc
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk, repository
-from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.golden import Golden
 from pipeline.serving.triton.repository import Artifact
+from pipeline.serving.triton.server import command, install
 from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.serving import Promote, Serving
 
@@ -133,17 +135,15 @@ class Triton:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 ports.append(free.getsockname()[1])
-        os.environ["FLYWEIGHT_TRITON_HOME"] = os.environ.get("FLYWEIGHT_TRITON_HOME", str(local_triton.places.triton()))
+        os.environ["FLYWEIGHT_TRITON_HOME"] = os.environ.get("FLYWEIGHT_TRITON_HOME", str(places.triton()))
         os.environ["FLYWEIGHT_HOME"] = str(home / "home")
         os.environ["FLYWEIGHT_TRITON_REPOSITORY"] = str(home / "triton_repo")
         os.environ["FLYWEIGHT_TRITON_GRPC"] = f"127.0.0.1:{ports[0]}"
         (home / "triton_repo").mkdir()
         (home / "home").mkdir()
-        local_triton.install()
+        install()
         grpc, http, metrics = ports
-        line, environment = local_triton.command(
-            home / "triton_repo", grpc_port=grpc, http_port=http, metrics_port=metrics
-        )
+        line, environment = command(home / "triton_repo", grpc_port=grpc, http_port=http, metrics_port=metrics)
         with (home / "triton.log").open("wb") as log:
             self.process = psutil.Popen(line, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 120
@@ -215,7 +215,7 @@ def swap_test(directory: Path, promotions: int, concurrency: int, processes: int
 
         def promote(ware: Artifact) -> None:
             demanded = Golden({"image": images(16)}, OnnxRunner(ware.onnx)({"image": images(16)}))
-            promotion.promote(settings, ware, demanded, registry, {}, control, config)
+            promote_artifact(settings, ware, demanded, registry, {}, control, config)
 
         promote(wares[0])
         share = concurrency // processes
@@ -286,14 +286,14 @@ def memory_test(server: Triton, directory: Path, swaps: int) -> dict[str, Any]:
         def swap(number: int) -> None:
             ware = wares[number % 2]
             demanded = Golden({"image": images(16)}, OnnxRunner(ware.onnx)({"image": images(16)}))
-            promotion.promote(settings, ware, demanded, registry, {}, control, config)
+            promote_artifact(settings, ware, demanded, registry, {}, control, config)
 
         def leave(number: int) -> None:
             """As a swap that forgets to unload its candidate would."""
             name = f"left_{number}"
             with disk.scratch() as room:
                 repository.write_model(room / name, wares[0], settings, 1)
-                disk.rename(room / name, local_triton.places.triton_repository() / name)
+                disk.rename(room / name, places.triton_repository() / name)
             control.load(name, 60.0)
 
         found = {
@@ -342,7 +342,7 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="flyweight-swap-") as name:
         server = Triton(Path(name))
         try:
-            found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+            found: dict[str, Any] = {"machine": f"{platform.machine()}, {cores()} cores"}
             found |= {"swap": swap_test(Path(name), chosen.promotions, chosen.clients)}
             if chosen.swaps:
                 found["memory"] = memory_test(server, Path(name), chosen.swaps)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` to `path`, laid out for people, and return it."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return path
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.graph import STAGES
-from pipeline.settings import page as settings_doc
+from pipeline.settings.page import PAGE, render
 from pipeline.settings.schema import fields
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def test_paths_that_are_named_exist(page):
 
 
 def test_settings_md_is_current():
-    current = settings_doc.PAGE.read_text(encoding="utf-8") == settings_doc.render()
+    current = PAGE.read_text(encoding="utf-8") == render()
     assert current, "docs/settings.md is not what the schema says: run `python -m pipeline.settings.page` and commit it"
 
 

@@ -32,6 +32,10 @@ def test_a_file_is_known_by_its_bytes(tmp_path):
     assert files.sha256(tmp_path / "file").startswith("ba7816bf8f01cfea")
 
 
+def test_json_is_laid_out_for_people(tmp_path):
+    assert files.write_json(tmp_path / "a.json", {"one": [1.5]}).read_text() == '{\n  "one": [\n    1.5\n  ]\n}\n'
+
+
 def test_a_file_takes_the_place_of_another(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name).write_text(name)
@@ -47,11 +51,22 @@ def test_a_lock_that_another_process_holds_is_refused_with_the_reason(tmp_path, 
         pass
 
 
+def is_free(path):
+    """Whether nobody holds the lock."""
+    try:
+        with files.lock(path, "no"):
+            return True
+    except BlockingIOError:
+        return False
+
+
 def test_a_lock_goes_with_the_process_that_is_killed(tmp_path, holder):
+    assert not is_free(tmp_path / "lock")
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     with files.lock(tmp_path / "lock", "it is being changed"):
-        pass
+        assert not is_free(tmp_path / "lock")
+    assert is_free(tmp_path / "lock")
 
 
 def test_without_a_refusal_a_lock_is_waited_for(tmp_path, holder):
@@ -71,6 +86,6 @@ def test_without_a_refusal_a_lock_is_waited_for(tmp_path, holder):
 
 def test_a_lock_is_free_again_after_an_error(tmp_path):
     with pytest.raises(KeyError), files.lock(tmp_path / "deep" / "lock", "no"):
+        assert not is_free(tmp_path / "deep" / "lock")
         raise KeyError
-    with files.lock(tmp_path / "deep" / "lock", "no"):
-        pass
+    assert is_free(tmp_path / "deep" / "lock")

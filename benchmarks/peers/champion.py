@@ -13,14 +13,13 @@ from typing import Any
 
 import psutil
 
-from peers.servers import cores
 from pipeline.files import sha256
 from pipeline.machine import cpu, places
 from pipeline.serving.load.tuning import TUNED
-from pipeline.serving.triton import artifact as artifacts
+from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.serving import Serving
-from pipeline.tracking.registry import registry as model_registry
+from pipeline.tracking.registry import model_registry
 
 
 def champion(directory: Path) -> Path:
@@ -40,7 +39,7 @@ def champion(directory: Path) -> Path:
 
 def one_in_one_out(file: Path) -> Artifact:
     """Return `file` as an artifact. Raises `SystemExit` for what the peers here cannot serve."""
-    artifact = artifacts.from_file(file)
+    artifact = from_file(file)
     spec = artifact.spec
     if not spec.batched or len(spec.inputs) != 1 or len(spec.outputs) != 1 or min(spec.inputs[0].shape, default=0) < 1:
         raise SystemExit(
@@ -56,7 +55,7 @@ def facts(models: Mapping[str, Artifact], serving: Serving) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "cpu": found.model,
         "flags": list(found.flags),
-        "cores": cores(),
+        "cores": cpu.cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

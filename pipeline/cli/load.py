@@ -102,13 +102,13 @@ def tune_serving(
 
     from pipeline.progress import bar
     from pipeline.serving.load import report, tuning_run
-    from pipeline.serving.triton import artifact as onnx_artifact
+    from pipeline.serving.triton.artifact import from_file
     from pipeline.tracking import other_run, rest
 
     settings = options.settings(recipe, overrides)
     rest.experiment_id()  # before minutes of measuring: is MLflow there?
     with _triton():
-        artifact = onnx_artifact.from_file(onnx) if onnx else tuning_run.promoted(model or settings.serving.model)
+        artifact = from_file(onnx) if onnx else tuning_run.promoted(model or settings.serving.model)
         with bar.shown("tune-serving", click.echo):
             found = tuning_run.search(settings.serving, settings.budget, settings.promote, artifact, seconds)
     Console().print(report.tuning_table(found))

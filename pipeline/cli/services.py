@@ -23,12 +23,12 @@ def add_to(main: click.Group) -> None:
 @options.force
 def demo(recipe: str | None, overrides: tuple[str, ...], force: bool) -> None:
     """Start everything, run the DAG through Airflow and show its progress and its evidence."""
-    from pipeline.services import demo as demonstration
     from pipeline.services import services
+    from pipeline.services.demo import run
 
     options.settings(recipe or "demo", overrides)
     services.up(("mlflow", "triton", "airflow"))
-    sys.exit(demonstration.run(recipe or "demo", parse.parse_overrides(overrides), force=force))
+    sys.exit(run(recipe or "demo", parse.parse_overrides(overrides), force=force))
 
 
 @click.command()
@@ -71,10 +71,10 @@ def status() -> None:
 @click.command()
 def doctor() -> None:
     """Check this machine: ports, Triton, stores, versions, disk, GPU; each problem with its fix."""
-    from pipeline.services import doctor as examination
+    from pipeline.services.doctor import checks
 
     problems = 0
-    for found in examination.checks():
+    for found in checks():
         mark = {True: "ok  ", False: "BAD ", None: "note"}[found.ok]
         click.echo(f"{mark} {found.name:16} {found.found}")
         if found.ok is False:

@@ -13,20 +13,20 @@ from typing import Any
 
 import click
 
-from pipeline.cli import options as cli_options
+from pipeline.cli import options
 from pipeline.errors import FlyweightError
 
 
 def add_to(main: click.Group) -> None:
     """Add the commands to `main`; its stage ``promote`` learns to take a VERSION."""
-    for command in (rollback, history, reconcile, gc, ensemble, predict):
+    for command in (rollback_command, history, reconcile_command, gc_command, ensemble, predict):
         main.add_command(command)
     main.add_command(_with_version(main.commands["promote"]))
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@cli_options.model
+@options.model
 def predict(images: tuple[Path, ...], model: str) -> None:
     """Ask the served model for the class of each image file, over gRPC."""
     from pipeline.serving.triton.client import classify
@@ -52,17 +52,17 @@ def _with_version(stage: click.Command) -> click.Command:
         requests: int | None,
         recipe: str | None,
         overrides: tuple[str, ...],
-        **options: Any,
+        **of_the_stage: Any,
     ) -> None:
         overrides = (*overrides, *_live_overrides(canary, shadow, seconds, requests))
         of_a_file = {"--name": name, "--golden": golden, "--labels": labels}
         if onnx is None and (given := [option for option, value in of_a_file.items() if value]):
             raise FlyweightError(f"{', '.join(given)} says more of a file: name it with --onnx")
         if version is None and onnx is None:
-            run_stage(recipe=recipe, overrides=overrides, **options)
+            run_stage(recipe=recipe, overrides=overrides, **of_the_stage)
             return
-        of_the_stage = {"inputs": "--input", "pipeline": "--pipeline", "force": "--force", "result": "--result"}
-        if given := [option for key, option in of_the_stage.items() if options[key]]:
+        named = {"inputs": "--input", "pipeline": "--pipeline", "force": "--force", "result": "--result"}
+        if given := [option for key, option in named.items() if of_the_stage[key]]:
             what = "the registered version" if onnx is None else "a file"
             raise FlyweightError(f"promote takes {what} here: {', '.join(given)} is for the stage alone")
         if version is not None and onnx is not None:
@@ -72,14 +72,29 @@ def _with_version(stage: click.Command) -> click.Command:
         elif version is not None:
             _promote_version(version, recipe, overrides)
 
+    text = (
+        f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an "
+        f"older one. With --onnx, any ONNX file does."
+    )
+    argument = click.Argument(["version"], type=click.IntRange(1, 2**31 - 1), required=False, metavar="[VERSION]")
+    params = [argument, *_of_a_file(), *_of_live_requests(), *stage.params]
+    return click.Command("promote", params=params, callback=promote, help=text)
+
+
+def _of_a_file() -> list[click.Parameter]:
+    """Return the options of ``promote --onnx``."""
     file = click.Path(exists=True, dir_okay=False, path_type=Path)
-    of_files = [
+    return [
         click.Option(["--onnx"], type=file, help="Promote this ONNX file, whatever it takes and gives."),
         click.Option(["--name"], metavar="NAME", help="Name in Triton for --onnx; serving.model if left out."),
         click.Option(["--golden"], type=file, help="Inputs that --onnx must answer alike when served, as .npz."),
         click.Option(["--labels"], type=file, help="Names of the classes in the first output of --onnx, one a line."),
     ]
-    of_live = [
+
+
+def _of_live_requests() -> list[click.Parameter]:
+    """Return the options of a test on live requests."""
+    return [
         click.Option(
             ["--canary"], type=Share(), help="Let the candidate answer this share of the live requests first."
         ),
@@ -89,12 +104,6 @@ def _with_version(stage: click.Command) -> click.Command:
         ),
         click.Option(["--requests"], type=click.IntRange(1), help="Minimum number of live requests that they take."),
     ]
-    text = (
-        f"{stage.help}\n\nWith VERSION, what the registry has under that number goes live instead: another candidate, an "
-        f"older one. With --onnx, any ONNX file does."
-    )
-    argument = click.Argument(["version"], type=click.IntRange(1, 2**31 - 1), required=False, metavar="[VERSION]")
-    return click.Command("promote", params=[argument, *of_files, *of_live, *stage.params], callback=promote, help=text)
 
 
 class Share(click.ParamType):
@@ -126,15 +135,15 @@ def _live_overrides(canary: float | None, shadow: bool, seconds: float | None, r
 
 
 def _promote_version(version: int, recipe: str | None, overrides: tuple[str, ...]) -> None:
-    from pipeline.serving.promotion import promote as promotion
+    from pipeline.serving.promotion.promote import promote_artifact
     from pipeline.serving.promotion.pull import pull
-    from pipeline.tracking import registry as tracking
+    from pipeline.tracking.registry import model_registry
 
-    settings = cli_options.settings(recipe, overrides)
-    registry = tracking.registry()
+    settings = options.settings(recipe, overrides)
+    registry = model_registry()
     with tempfile.TemporaryDirectory(prefix="flyweight-pull-") as folder, _triton() as client:
         pulled = pull(registry, settings.serving.model, version, Path(folder) / "model")
-        done = promotion.promote(
+        done = promote_artifact(
             settings.serving, pulled.artifact, pulled.golden, registry, pulled.tags, client, settings.promote, version
         )
     _say_promoted(done)
@@ -149,31 +158,29 @@ def _promote_file(
     overrides: tuple[str, ...],
 ) -> None:
     """Register an ONNX file of any origin with its spec beside it, and promote it."""
-    from pipeline.models.spec import SPEC_FILE
-    from pipeline.serving.promotion import promote as promotion
+    from pipeline.models.spec import save_spec
+    from pipeline.records.candidates import MODEL_FILE
+    from pipeline.serving.promotion.promote import promote_artifact
     from pipeline.serving.promotion.pull import BY_HAND, VERDICT
-    from pipeline.serving.triton import artifact as onnx_artifact
-    from pipeline.serving.triton.repository import MODEL_FILE
-    from pipeline.tracking import registry as tracking
+    from pipeline.serving.triton.artifact import from_file, golden_answers, made_up, read_inputs
+    from pipeline.tracking.registry import model_registry
 
-    settings = cli_options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
+    settings = options.settings(recipe, (*overrides, *([f"serving.model={json.dumps(name)}"] if name else [])))
     rows = min(settings.promote.golden_images, settings.serving.max_batch_size)
     names = labels.read_text(encoding="utf-8").splitlines() if labels else ()
-    inputs = onnx_artifact.read_inputs(golden) if golden else None
-    artifact = onnx_artifact.from_file(onnx, names, inputs)
-    demanded = onnx_artifact.golden(
-        artifact, inputs or onnx_artifact.made_up(artifact.spec, rows), settings.serving.threads
-    )
+    inputs = read_inputs(golden) if golden else None
+    artifact = from_file(onnx, names, inputs)
+    demanded = golden_answers(artifact, inputs or made_up(artifact.spec, rows), settings.serving.threads)
     with tempfile.TemporaryDirectory(prefix="flyweight-onnx-") as folder, _triton() as client:
         directory = Path(folder) / onnx.stem  # the registry takes a directory, of which the user's holds more
         directory.mkdir()
         shutil.copyfile(onnx, directory / MODEL_FILE)
-        (directory / SPEC_FILE).write_text(artifact.spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        done = promotion.promote(
+        save_spec(directory, artifact.spec)
+        done = promote_artifact(
             settings.serving,
             replace(artifact, onnx=directory / MODEL_FILE),
             demanded,
-            tracking.registry(),
+            model_registry(),
             {VERDICT: BY_HAND, "candidate": artifact.candidate, "source": str(onnx.resolve())},
             client,
             settings.promote,
@@ -186,53 +193,53 @@ def _say_promoted(done: Any) -> None:
     click.echo(f"{done.model} serves version {done.version} ({was}), SHA-256 {done.sha256}")
 
 
-@click.command()
-@cli_options.model
-def rollback(model: str) -> None:
+@click.command("rollback")
+@options.model
+def rollback_command(model: str) -> None:
     """Serve the version before the present one again; instant while it is warm."""
-    from pipeline.serving.promotion.rollback import rollback as roll_back
-    from pipeline.tracking import registry as tracking
+    from pipeline.serving.promotion.rollback import rollback
+    from pipeline.tracking.registry import model_registry
 
     with _triton() as client:
-        version = roll_back(model, client)
+        version = rollback(model, client)
     click.echo(f"{model} serves version {version} again")
     try:
-        tracking.registry().set_alias(model, "champion", version)
+        model_registry().set_alias(model, "champion", version)
     except Exception as error:  # no failure of the rollback: whoever repeated it would go back one version more
         click.echo(f"the registry's alias was not moved ({error}): `flyweight reconcile` does it", err=True)
 
 
 @click.command()
-@cli_options.model
+@options.model
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def history(model: str, as_json: bool) -> None:
     """Show what became of each version of a served model: live, refused and why, rolled back."""
-    from pipeline.serving.promotion import history as told
+    from pipeline.serving.promotion.history import events, interrupted
 
-    for event in told.events(model):
+    for event in events(model):
         line = (
             json.dumps(asdict(event))
             if as_json
             else f"{event.time}  {event.version or '':>4}  {event.what:11} {event.detail}"
         )
         click.echo(line.rstrip())
-    if not as_json and (open_end := told.interrupted(model)):
+    if not as_json and (open_end := interrupted(model)):
         click.echo(f"not at its end: {open_end}")
 
 
-@click.command()
-@cli_options.recipe
-@cli_options.overrides
-def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
+@click.command("reconcile")
+@options.recipe
+@options.overrides
+def reconcile_command(recipe: str | None, overrides: tuple[str, ...]) -> None:
     """Compare ledger, disk, Triton and registry; repair what can be, say what a person must do."""
-    from pipeline.serving.promotion.reconcile import reconcile as compare
-    from pipeline.tracking import registry as tracking
+    from pipeline.serving.promotion.reconcile import reconcile
+    from pipeline.tracking.registry import model_registry
 
-    settings = cli_options.settings(recipe, overrides)
+    settings = options.settings(recipe, overrides)
     model = settings.serving.model
     with _triton() as client:
         try:
-            report = compare(settings.serving, tracking.registry(), client, settings.promote)
+            report = reconcile(settings.serving, model_registry(), client, settings.promote)
         except BlockingIOError:
             click.echo(f"{model} is being changed right now: there is nothing to compare before that is done")
             return
@@ -243,14 +250,14 @@ def reconcile(recipe: str | None, overrides: tuple[str, ...]) -> None:
         raise FlyweightError("\n".join(str(finding) for finding in wanted))
 
 
-@click.command()
-@cli_options.model
-def gc(model: str) -> None:
+@click.command("gc")
+@options.model
+def gc_command(model: str) -> None:
     """Remove old versions from Triton's repository: never the served one, nor the one that rollback goes back to."""
-    from pipeline.serving.promotion.retention import gc as remove
+    from pipeline.serving.promotion.retention import gc
 
     with _triton() as client:
-        freed = remove(model, client)
+        freed = gc(model, client)
     for version, size in freed.items():
         click.echo(f"removed version {version} of {model} ({size / 1e6:.1f} MB); the registry still has it")
     if not freed:
@@ -262,11 +269,11 @@ def gc(model: str) -> None:
 @click.argument("steps", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def ensemble(name: str, steps: Path) -> None:
     """Serve several models as one called NAME; the YAML file STEPS says who gets what from whom."""
-    from pipeline.serving.triton import ensemble as together
+    from pipeline.serving.triton.ensemble import publish, read_steps
 
-    read = together.read_steps(steps)
+    read = read_steps(steps)
     with _triton() as client:
-        together.publish(name, read, client)
+        publish(name, read, client)
     click.echo(f"{name} answers with {', then '.join(step.model for step in read)}")
 
 

@@ -1,12 +1,60 @@
-"""The numbers that runs are compared by, out of an evaluation: flat, named ``<candidate>_<measure>``."""
+"""The numbers that runs are compared by, out of what stages leave: flat, named ``<candidate>_<measure>``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline.evaluation.preference import offline_ratio, served_ratio
+from pipeline.records.candidates import Candidates
+from pipeline.records.engines import Engine
 from pipeline.records.evaluation import Evaluation, Measured
-from pipeline.records.measures import Interval, Quality
+from pipeline.records.measures import Interval, Parity, Quality
+
+
+def export_metrics(listed: Candidates) -> dict[str, float]:
+    """Return how large each exported file is and how far from PyTorch; a form for phones is ``<candidate>_mobile``."""
+    metrics: dict[str, float] = {}
+    for one in listed.candidates:
+        found = _export_figures(one.parity, one.size_bytes) | {"parameters": one.parameters, "macs": one.macs}
+        metrics |= {f"{one.name}_{measure}": float(value) for measure, value in found.items()}
+    for form in listed.mobile:
+        found = _export_figures(form.parity, form.size_bytes)
+        metrics |= {f"{form.candidate}_mobile_{measure}": float(value) for measure, value in found.items()}
+    return metrics
+
+
+def _export_figures(parity: Parity, size_bytes: int) -> dict[str, float]:
+    return {
+        "parity_max_difference": parity.max_difference,
+        "parity_mean_difference": parity.mean_difference,
+        "changed_predictions": parity.changed_predictions,
+        "size_bytes": size_bytes,
+    }
+
+
+def engine_metrics(engines: Iterable[Engine]) -> dict[str, float]:
+    """Return how long each engine took to build, what it is made of and, where it was run, how right and fast it is."""
+    return {
+        f"{one.candidate}_{measure}": float(value) for one in engines for measure, value in _engine_figures(one).items()
+    }
+
+
+def _engine_figures(engine: Engine) -> dict[str, float]:
+    found: dict[str, float] = {
+        "build_seconds": engine.build_seconds,
+        "plan_bytes": engine.size_bytes,
+        "int8_layers": engine.precisions.get("int8", 0),
+        "float16_layers": engine.precisions.get("float16", 0),
+    }
+    if engine.on_gpu is None:
+        return found
+    found |= {
+        "accuracy": engine.on_gpu.accuracy,
+        "accuracy_onnx": engine.on_gpu.accuracy_onnx,
+        "parity_max_difference": engine.on_gpu.parity.max_difference,
+        "changed_predictions": engine.on_gpu.parity.changed_predictions,
+    }
+    return found | {f"batch_{batch}_p50_ms": one.p50_ms for batch, one in engine.on_gpu.latency.items()}
 
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import calibration, intervals
-from pipeline.records.measures import Parity, Quality, ReliabilityBin
+from pipeline.records.measures import Quality, ReliabilityBin, ServedParity
 from pipeline.settings.gate import Evaluate
 
 
@@ -76,7 +76,7 @@ def qualities(
     }
 
 
-def parity(served: NDArray[np.float32], here: NDArray[np.float32], tolerance: float) -> Parity:
+def served_parity(served: NDArray[np.float32], here: NDArray[np.float32], tolerance: float) -> ServedParity:
     """Compare the server's answers to the first images with those of the same file in this process.
 
     Args:
@@ -86,7 +86,9 @@ def parity(served: NDArray[np.float32], here: NDArray[np.float32], tolerance: fl
     """
     here = here[: len(served)]
     close = np.isclose(served, here, rtol=tolerance, atol=tolerance).all(axis=1)
-    return Parity(images=len(served), max_difference=float(np.abs(served - here).max()), differing=int(np.sum(~close)))
+    return ServedParity(
+        images=len(served), max_difference=float(np.abs(served - here).max()), differing=int(np.sum(~close))
+    )
 
 
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

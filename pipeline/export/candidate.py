@@ -13,8 +13,7 @@ from pipeline.export import onnx_graph
 from pipeline.files import sha256
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.models.spec import SPEC_FILE
-
-MODEL_FILE = "model.onnx"
+from pipeline.records.candidates import MODEL_FILE
 
 
 def lineage(checkpoint: Checkpoint, data: Mapping[str, str]) -> dict[str, str]:

@@ -65,6 +65,21 @@ def missing(builder: Builder, gpu: Gpu | None) -> str | None:
     return None
 
 
+def choose(wanted: str, gpu: Gpu | None) -> tuple[Builder | None, str]:
+    """Return the builder that `wanted` (the setting ``build_tensorrt.builder``) means on this machine, or None and why."""
+    if wanted == "off":
+        return None, "build_tensorrt.builder is 'off'"
+    order: tuple[Builder, ...] = ("tensorrt", "tensorrt_rtx")
+    reasons = []
+    for builder in order:
+        if wanted in {"auto", builder}:
+            reason = missing(builder, gpu)
+            if reason is None:
+                return builder, ""
+            reasons.append(reason)
+    return None, f"build_tensorrt.builder is {wanted!r}: {'; '.join(reasons)}"
+
+
 def module(builder: Builder) -> ModuleType:
     """Import `builder`'s Python module. Raises `ModelError` where its libraries do not load."""
     try:

@@ -19,7 +19,7 @@ from pipeline.errors import ModelError
 from pipeline.files import sha256
 from pipeline.models import surgery
 from pipeline.models.preprocessing import Normalisation
-from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec
+from pipeline.models.spec import SPEC_FILE, ModelSpec, load_spec, save_spec
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -41,7 +41,7 @@ def save(directory: Path, spec: ModelSpec, network: nn.Module) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, directory / WEIGHTS_FILE)
-    (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    save_spec(directory, spec)
 
 
 def load(directory: Path) -> tuple[ModelSpec, nn.Module]:

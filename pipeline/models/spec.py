@@ -104,6 +104,13 @@ def image_classifier(
     )
 
 
+def save_spec(directory: Path, spec: ModelSpec) -> Path:
+    """Write `model.json` into `directory` and return it."""
+    path = directory / SPEC_FILE
+    path.write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return path
+
+
 def load_spec(directory: Path) -> ModelSpec:
     """Return the spec in `directory`. Raises `ModelError`."""
     path = directory / SPEC_FILE

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.progress import events as progress
+from pipeline.progress import events
 from pipeline.progress.follow import Event, Follower, share
 
 
@@ -18,7 +18,7 @@ def shown(title: str, say: Callable[[str], None]) -> Iterator[None]:
 
     Inside a stage, which is followed already, nothing is done.
     """
-    if os.environ.get(progress.ENVIRONMENT):
+    if os.environ.get(events.ENVIRONMENT):
         yield
         return
     from rich.console import Console
@@ -38,10 +38,10 @@ def shown(title: str, say: Callable[[str], None]) -> Iterator[None]:
             bar.update(task, completed=share(last), total=1.0, description=values)
 
         file = Path(directory) / "progress.jsonl"
-        os.environ[progress.ENVIRONMENT] = str(file)
+        os.environ[events.ENVIRONMENT] = str(file)
         follower = Follower(file, title, on_events, (lambda line: None) if console.is_terminal else say)
         try:
             yield
         finally:
             follower.close()
-            del os.environ[progress.ENVIRONMENT]
+            del os.environ[events.ENVIRONMENT]

@@ -6,11 +6,9 @@ Fed with the state of Airflow's tasks, with the notes that stages leave on the p
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import rich.box
@@ -19,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.machine import places
-from pipeline.progress.follow import Event, remaining_seconds, share
+from pipeline.progress.follow import Event, EventFile, remaining_seconds, share
 
 ENDED = frozenset({"done", "reused", "skipped", "failed", "not run"})
 _WORDS = {
@@ -137,24 +135,10 @@ class Board:
         return table
 
 
-class ProgressFile:
-    """Reads what is appended to the progress file of one pipeline run."""
-
-    def __init__(self, pipeline: str) -> None:
-        name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pipeline)
-        self._file: Path = places.progress_file(name)
-        self._position = 0
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the events since the last call."""
-        if not self._file.exists():
-            return []
-        with self._file.open("rb") as file:
-            file.seek(self._position)
-            fresh = file.read()
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        self._position += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+def events_of(pipeline: str) -> EventFile:
+    """Return the progress file of a pipeline run."""
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pipeline)
+    return EventFile(places.progress_file(name))
 
 
 class LiveTable:

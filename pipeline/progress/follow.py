@@ -17,6 +17,28 @@ _POLL_SECONDS = 0.5
 _LINE_SECONDS = 5.0
 
 
+class EventFile:
+    """A file that events are appended to, read from where it was left.
+
+    Args:
+        file: what `progress.report()` appends to; need not exist yet.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._position = file, 0
+
+    def read(self) -> list[Event]:
+        """Return the events since the last call; half a line waits for its other half."""
+        if not self._file.exists():
+            return []
+        with self._file.open("rb") as file:
+            file.seek(self._position)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self._position += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 class Follower:
     """Reads events as they are appended to `file`, in a thread, until `close()`.
 
@@ -30,11 +52,10 @@ class Follower:
     def __init__(
         self, file: Path, stage: str, on_events: Callable[[list[Event]], None], say: Callable[[str], None]
     ) -> None:
-        self._file = file
+        self._events = EventFile(file)
         self._stage = stage
         self._on_events = on_events
         self._say = say
-        self._position = 0
         self._said = 0.0
         self._begun: dict[str, Event] = {}
         self._stop = threading.Event()
@@ -52,15 +73,7 @@ class Follower:
             self._read()
 
     def _read(self) -> None:
-        if not self._file.exists():
-            return
-        with self._file.open("rb") as file:
-            file.seek(self._position)
-            fresh = file.read()
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        self._position += len(whole)
-        events = [json.loads(line) for line in whole.splitlines()]
-        if events:
+        if events := self._events.read():
             self._on_events(events)
             self._tell(events[-1])
 

@@ -1,4 +1,4 @@
-"""`candidates.json` and `engines.json`: what there is to choose from, and which bytes each one is.
+"""`candidates.json`: what there is to choose from, and which bytes each one is.
 
 Light: the command line, the report and promotion read them without PyTorch.
 """
@@ -6,38 +6,20 @@ Light: the command line, the report and promotion read them without PyTorch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 
 from pipeline.errors import ModelError, near_miss
-from pipeline.records.measures import Offline
+from pipeline.records.measures import Parity
+from pipeline.records.record import Record, read, write
 
 CANDIDATES_FILE = "candidates.json"
-ENGINES_FILE = "engines.json"
-ENGINE_FILE = "engine.json"
-"""Beside each plan: what that one is."""
-LAYERS_FILE = "layers.json"
-"""Beside each plan: what it is made of."""
-_File = TypeVar("_File", bound=BaseModel)
+MODEL_FILE = "model.onnx"
+"""The graph of each candidate, wherever it lies: among the exported ones, in the registry, in Triton's repository."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Parity(_Frozen):
-    """How far ONNX Runtime's answers are from those of the PyTorch model that a candidate was made from."""
-
-    images: int
-    max_difference: float
-    """Largest absolute difference of any logit."""
-    mean_difference: float
-    changed_predictions: int
-    """Images whose most likely class is another one."""
-
-
-class Candidate(_Frozen):
+class Candidate(Record):
     """One ONNX file that could be served."""
 
     name: str
@@ -64,7 +46,7 @@ class Candidate(_Frozen):
     """The float candidate to serve in its stead, where `quantize` found int8 no faster than it on this machine."""
 
 
-class Mobile(_Frozen):
+class Mobile(Record):
     """A candidate's twin for phones."""
 
     candidate: str
@@ -79,7 +61,7 @@ class Mobile(_Frozen):
     """Against PyTorch, in ExecuTorch's own Python runtime."""
 
 
-class Candidates(_Frozen):
+class Candidates(Record):
     """All that `export_onnx` wrote."""
 
     candidates: tuple[Candidate, ...]
@@ -115,94 +97,11 @@ class Candidates(_Frozen):
         return self
 
 
-class Profile(_Frozen):
-    """Batch sizes that every engine takes (min, max) and is tuned for (opt)."""
-
-    min: int
-    opt: int
-    max: int
-
-
-class OnGpu(_Frozen):
-    """What an engine did on the GPU that it was built on."""
-
-    accuracy: float
-    """Share of the validation images that it answers rightly."""
-    accuracy_onnx: float
-    """The same of the ONNX file that it was built from, in ONNX Runtime on the CPU."""
-    parity: Parity
-    """Against that ONNX file."""
-    latency: dict[int, Offline]
-    """By batch size; the copies to and from the GPU are in it."""
-
-
-class Engine(_Frozen):
-    """One built engine: all that `engine.json` beside it says."""
-
-    candidate: str
-    file: str
-    """Path of the plan, relative to engines.json; model.json, engine.json and layers.json stand beside it."""
-    sha256: str
-    size_bytes: int
-    onnx_sha256: str
-    builder: Literal["tensorrt", "tensorrt_rtx"]
-    builder_version: str
-    gpu: str | None
-    """Name of the GPU that it was built on; None where it was built ahead of time on a CPU."""
-    driver: str | None
-    targets: tuple[str, ...]
-    """Compute capabilities that it is for, such as SM89."""
-    profile: Profile
-    build_seconds: float
-    layers_from: Literal["engine", "network"]
-    """engine: the engine inspector's list, after fusing; network: the parsed list before it, where no GPU can load the engine."""
-    layers: int
-    """Lines of layers.json."""
-    precisions: dict[str, int]
-    """Type -> layers that give out tensors of it. Without int8 nothing was quantized, without float16 nothing is half."""
-    sparse_asked: bool = False
-    """Whether the builder might take sparse kernels, since the plan says that 2 of every 4 weights are zero."""
-    sparse_layers: tuple[str, ...] | None = None
-    """Layers that got sparse kernels; None where the builder does not tell, as TensorRT-RTX does not."""
-    on_gpu: OnGpu | None = None
-    not_measured: str | None = None
-    """Why `on_gpu` is missing."""
-
-
-class Engines(_Frozen):
-    """All that `build_tensorrt` wrote, or why it wrote nothing."""
-
-    skipped: str | None = None
-    engines: tuple[Engine, ...] = ()
-
-
 def load_candidates(directory: Path) -> Candidates:
     """Return what `candidates.json` in `directory` says. Raises `ModelError`."""
-    return _load(directory, CANDIDATES_FILE, Candidates, "export_onnx")
+    return read(directory / CANDIDATES_FILE, Candidates, "export_onnx")
 
 
-def load_engines(directory: Path) -> Engines:
-    """Return what `engines.json` in `directory` says. Raises `ModelError`."""
-    return _load(directory, ENGINES_FILE, Engines, "build_tensorrt")
-
-
-def load_engine(plan: Path) -> Engine:
-    """Return what `engine.json` beside the plan file says. Raises `ModelError`."""
-    return _load(plan.parent, ENGINE_FILE, Engine, "build_tensorrt")
-
-
-def save(directory: Path, what: Candidates | Engines) -> None:
-    """Write `what` into `directory`. Call it last: that the file is there means that all it names is."""
-    file = CANDIDATES_FILE if isinstance(what, Candidates) else ENGINES_FILE
-    (directory / file).write_text(what.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-
-def _load(directory: Path, file: str, kind: type[_File], stage: str) -> _File:
-    try:
-        return kind.model_validate_json((directory / file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"{directory} is not what {stage} writes: {file} cannot be read ({error.strerror}). Run `flyweight {stage}`."
-        ) from error
-    except ValidationError as error:
-        raise ModelError(f"{directory / file} does not hold: {error}") from error
+def save_candidates(directory: Path, candidates: Candidates) -> Path:
+    """Write `candidates.json` into `directory` and return it. Call it last: that it is there means that all it names is."""
+    return write(directory / CANDIDATES_FILE, candidates)

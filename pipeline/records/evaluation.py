@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.errors import ModelError
-from pipeline.records.measures import Offline, Parity, Quality, Served
+from pipeline.records.measures import Offline, Quality, Served, ServedParity
 from pipeline.records.record import Record, read, write
 
 EVALUATION_FILE = "evaluation.json"
-GOLDEN_FILE = "golden.safetensors"
+GOLDEN_IMAGES_FILE = "golden.safetensors"
 """Validation images (`images`: uint8, N x C x H x W) whose answers the served model must repeat."""
 TEACHER = "teacher"
 """The candidate that all others are compared with; it is measured and never promoted."""
@@ -49,7 +49,7 @@ class Measured(Record):
     """PyTorch by batch size; float candidates only."""
     served: dict[int, Served] = Field(default_factory=dict)
     """Triton by concurrency."""
-    served_parity: Parity | None = None
+    served_parity: ServedParity | None = None
     note: str | None = None
     """Why something above is missing."""
 

@@ -88,6 +88,17 @@ class Served(Record):
 
 
 class Parity(Record):
+    """How far one runner's answers are from another's, such as an exported file's from those of its PyTorch model."""
+
+    images: int
+    max_difference: float
+    """Largest absolute difference of any logit."""
+    mean_difference: float
+    changed_predictions: int
+    """Images whose most likely class is another one."""
+
+
+class ServedParity(Record):
     """Triton's answers beside those of the same file run in this process."""
 
     images: int

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict
 
-from pipeline.errors import ModelError
+from pipeline.records.record import Record, read
 
 QUANTIZATION_FILE = "quantization.json"
 QAT = "qat"
@@ -15,10 +15,10 @@ ORIGINAL = "pruned"
 """The candidate that is quantized."""
 
 
-class Quantization(BaseModel):
+class Quantization(Record):
     """What later stages read of the file; it says more, for people."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore")
 
     serve: str | None = None
     """The candidate to serve, the quantized one or its original; None where no form for cpu was made."""
@@ -36,14 +36,5 @@ def candidate_of(target: str) -> str:
 
 
 def load_quantization(directory: Path) -> Quantization:
-    """Return what the file in `directory` says. Raises `ModelError`."""
-    file = directory / QUANTIZATION_FILE
-    try:
-        return Quantization.model_validate_json(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(
-            f"{directory} is not what quantize leaves when it has ended well: {QUANTIZATION_FILE} is missing. "
-            f"Run `flyweight quantize` again."
-        ) from error
-    except ValidationError as error:
-        raise ModelError(f"{file} does not hold: {error}. Run `flyweight quantize` again.") from error
+    """Return what `quantization.json` in `directory` says. Raises `ModelError`."""
+    return read(directory / QUANTIZATION_FILE, Quantization, "quantize")

@@ -24,10 +24,11 @@ def read(path: Path, model: type[_Model], stage: str) -> _Model:
         return model.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(
-            f"{path} cannot be read ({error.strerror}): give the directory that `{stage}` wrote"
+            f"{path} cannot be read ({error.strerror}): give the directory that `{stage}` wrote, or run "
+            f"`flyweight {stage}`"
         ) from error
     except ValidationError as error:
-        raise ModelError(f"{path} is not what `{stage}` writes: {error}") from error
+        raise ModelError(f"{path} is not what `{stage}` writes; run `flyweight {stage}` again: {error}") from error
 
 
 def write(path: Path, record: BaseModel) -> Path:

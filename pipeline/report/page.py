@@ -19,8 +19,8 @@ from pipeline.report import plots
 from pipeline.report.table import NOTHING, bytes_, count, markdown, table, title
 
 Evidence = Mapping[str, Any]
-_STEPS = {"distilled": ("teacher", "student"), "pruned": ("student", "pruned"), "quantized": ("pruned", "int8")}
-"""What was done -> the candidates before and after it."""
+_DONE = {"distill": "distilled", "prune": "pruned", "quantize": "quantized"}
+"""Stage -> what it did to a candidate, in the words of the page."""
 _PLOTS = {
     "accuracy_throughput": "Bars are confidence intervals; the axis is logarithmic.",
     "accuracy_latency": "Bars are confidence intervals; the axis is logarithmic.",
@@ -111,12 +111,12 @@ def missing(evidence: Evidence, stage: str) -> str:
 
 
 def steps(evaluation: Evaluation) -> list[Step]:
-    """Return what each step from teacher to int8 cost in accuracy and gave in size and speed."""
+    """Return what each step from a candidate to one made from it cost in accuracy and gave in size and speed."""
     there = {one.name: one for one in evaluation.candidates}
     return [
-        Step(done, title(before), title(after), _change(there[before], there[after]))
-        for done, (before, after) in _STEPS.items()
-        if before in there and after in there
+        Step(_DONE.get(one.made_by, one.made_by), title(one.parent), title(one.name), _change(there[one.parent], one))
+        for one in evaluation.candidates
+        if one.made_by and one.parent in there
     ]
 
 

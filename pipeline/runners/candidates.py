@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
+from pipeline.evaluation.quality import qualities
 from pipeline.machine.cpu import cores
 from pipeline.progress.events import report
 from pipeline.protocols import Runner
 from pipeline.records.candidates import Candidate, Candidates
+from pipeline.records.evaluation import TEACHER, Measured
 from pipeline.records.measures import Offline
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
@@ -42,6 +44,11 @@ class Subjects:
     splits: Mapping[str, Split]
     sample: NDArray[np.int64]
     """Some validation images, as indices."""
+
+    @property
+    def for_this_cpu(self) -> tuple[Candidate, ...]:
+        """The candidates that are not for a GPU's TensorRT alone."""
+        return tuple(one for one in self.listed.candidates if one.target != "tensorrt")
 
     @property
     def sample_images(self) -> Images:
@@ -88,23 +95,50 @@ def answer_all(subjects: Subjects) -> Answers:
     return answers
 
 
+def on_sample(subjects: Subjects, answers: Answers) -> dict[str, Logits]:
+    """Return the logits of every candidate that answers for the sample, in its order."""
+    return {name: by["validation"][subjects.sample] for name, by in answers.logits.items()}
+
+
+def measure(config: Evaluate, subjects: Subjects, answers: Answers, seed: int) -> tuple[Measured, ...]:
+    """Return how right every candidate is, how like PyTorch and, in this process, how fast; `seed` is of the bootstrap."""
+    agreement, offline = agree_with_torch(subjects, answers), time_offline(config, subjects)
+    labels = {name: split.labels for name, split in subjects.splits.items()}
+    return tuple(
+        Measured(
+            **one.model_dump(exclude={"parity"}),
+            **qualities(
+                labels,
+                answers.logits.get(one.name, {}),
+                None if one.name == TEACHER else answers.logits[TEACHER],
+                config,
+                seed,
+            ),
+            export_parity=one.parity.model_dump(),
+            torch_agreement=agreement.get(one.name),
+            offline=offline["onnxruntime"].get(one.name, {}),
+            offline_torch=offline["torch"].get(one.name, {}),
+            note=answers.missing.get(one.name),
+        )
+        for one in subjects.listed.candidates
+    )
+
+
 def agree_with_torch(subjects: Subjects, answers: Answers) -> dict[str, float]:
     """Return, for each float candidate, the share of the sample that PyTorch and ONNX Runtime answer alike."""
-    images = subjects.sample_images
+    images, onnx = subjects.sample_images, on_sample(subjects, answers)
     agreement = {}
     for name, directory in subjects.checkpoints.items():
         runner = TorchRunner(directory, threads=cores())
         logits = answer(runner, {"image": images})["logits"]
         runner.close()
-        onnx = answers.logits[name]["validation"][subjects.sample]
-        agreement[name] = float((logits.argmax(axis=1) == onnx.argmax(axis=1)).mean())
+        agreement[name] = float((logits.argmax(axis=1) == onnx[name].argmax(axis=1)).mean())
     return agreement
 
 
 def time_offline(config: Evaluate, subjects: Subjects) -> dict[str, dict[str, dict[int, Offline]]]:
     """Time every candidate that is meant for this CPU on one thread; "onnxruntime" or "torch" -> candidate -> batch."""
-    files = [one for one in subjects.listed.candidates if one.target != "tensorrt"]
-    runners: dict[str, Runner] = {f"onnxruntime:{one.name}": subjects.runner(one) for one in files}
+    runners: dict[str, Runner] = {f"onnxruntime:{one.name}": subjects.runner(one) for one in subjects.for_this_cpu}
     runners |= {f"torch:{name}": TorchRunner(path) for name, path in subjects.checkpoints.items()}
     timed: dict[str, dict[str, dict[int, Offline]]] = {"onnxruntime": {}, "torch": {}}
     images = subjects.sample_images

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from pipeline.protocols import Runner
-from pipeline.records.candidates import Parity
+from pipeline.records.measures import Parity
 from pipeline.runners.answer import answer
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ModelError
 from pipeline.export import tensorrt
 from pipeline.models.checkpoint import Checkpoint, WithPreprocessing
-from pipeline.records.candidates import load_engine
+from pipeline.records.engines import load_engine
 
 
 class TorchRunner:

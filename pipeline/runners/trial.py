@@ -15,7 +15,7 @@ from pipeline.errors import ModelError
 from pipeline.export.widening import widened
 from pipeline.models.checkpoint import Checkpoint
 from pipeline.protocols import Runner
-from pipeline.records.candidates import Parity
+from pipeline.records.measures import Parity
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.runners.parity import compare
 from pipeline.runners.runner import TorchRunner

@@ -7,14 +7,14 @@ Leaves a checkpoint, `history.json` and `plots/learning_curves.png`. Distillatio
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
 
 from pipeline.data.manifest import load_manifest
+from pipeline.files import write_json
 from pipeline.models import checkpoint
-from pipeline.models import size as macs
+from pipeline.models.size import macs
 from pipeline.models.spec import ModelSpec, load_spec
 from pipeline.protocols import Metrics
 from pipeline.records.training import BASELINE_FILE
@@ -71,7 +71,7 @@ def _keep_the_better(both: dict[str, Metrics], job: TrainingJob, alone_job: Trai
     kept = "alone" if accuracy["alone"] > accuracy["distilled"] else "distilled"
     shutil.copytree(alone_job.out if kept == "alone" else job.out, out, dirs_exist_ok=True)
     record = {"kept": kept, "validation_accuracy": accuracy}
-    (out / BASELINE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / BASELINE_FILE, record)
     if kept == "alone":
         _log.warning(
             "distillation did not help: the student alone reached %.4f against %.4f", *reversed(accuracy.values())
@@ -86,7 +86,7 @@ def _keep_the_better(both: dict[str, Metrics], job: TrainingJob, alone_job: Trai
 
 
 def _warn_if_not_smaller(spec: ModelSpec, teacher: Path) -> None:
-    student, heavy = macs.macs(checkpoint.build(spec), spec.image_shape), size(teacher)["macs"]
+    student, heavy = macs(checkpoint.build(spec), spec.image_shape), size(teacher)["macs"]
     if student >= heavy:
         _log.warning(
             "the student (distill.model) needs %d multiply-accumulates, the teacher %d: it will not be faster; "

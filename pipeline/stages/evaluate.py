@@ -13,31 +13,20 @@ from typing import TypeAlias
 import numpy as np
 from safetensors.numpy import save_file
 
-from pipeline.data.split import open_split
+from pipeline.data.split import Split, open_split
 from pipeline.errors import BudgetError
 from pipeline.evaluation import gate
 from pipeline.evaluation.figures import flat_metrics
-from pipeline.evaluation.quality import parity, qualities
-from pipeline.models.spec import load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
-from pipeline.records.candidates import Candidate, load_candidates, load_engines
-from pipeline.records.evaluation import GOLDEN_FILE, TEACHER, Evaluation, Measured, save_evaluation
-from pipeline.records.verdict import save_verdict
+from pipeline.records.candidates import Candidate, load_candidates
+from pipeline.records.engines import load_engines
+from pipeline.records.evaluation import GOLDEN_IMAGES_FILE, Evaluation, save_evaluation
+from pipeline.records.verdict import Verdict, save_verdict
 from pipeline.report import plots
-from pipeline.runners.candidates import (
-    Answers,
-    Subjects,
-    agree_with_torch,
-    answer_all,
-    draw,
-    save_answers,
-    time_offline,
-)
+from pipeline.runners.candidates import Subjects, answer_all, draw, measure, on_sample, save_answers
 from pipeline.runners.host import host
-from pipeline.serving.load.candidates import Load, Loads, measure_candidates
-from pipeline.serving.triton.golden import TOLERANCE
-from pipeline.serving.triton.repository import Artifact
+from pipeline.serving.load.candidates import Loads, measure_candidates
 from pipeline.settings.gate import Budget, Evaluate
 from pipeline.settings.serving import Serving
 
@@ -78,48 +67,34 @@ def evaluate(
         serving: how Triton serves each candidate while it is measured.
         seed: of resampling and of the images that are drawn.
         out: empty directory for the results.
-        serve: measures candidates through a live server: `through_triton`, unless a test stands in for it.
+        serve: measures candidates through a live server: `measure_candidates`, unless a test stands in for it.
 
     Raises:
         BudgetError: no candidate is inside the budget; everything has been written by then.
     """
+    listed, left_by = load_candidates(candidates), {"train": teacher, "distill": student, "prune": pruned}
     splits = {name: open_split(data, name) for name in SPLITS}
     subjects = Subjects(
-        listed=load_candidates(candidates),
+        listed=listed,
         directory=candidates,
-        checkpoints={"teacher": teacher, "student": student, "pruned": pruned},
+        checkpoints={one.name: left_by[one.made_by] for one in listed.candidates if one.made_by in left_by},
         splits=splits,
         sample=draw(len(splits["validation"]), _SAMPLE, seed),
     )
     answers = answer_all(subjects)
-    torch_agreement = agree_with_torch(subjects, answers)
-    offline = time_offline(config, subjects)
-    servable = [one for one in subjects.listed.candidates if one.target != "tensorrt"]
-    loads = (serve or through_triton)(config, serving, subjects, servable)
+    measured = measure(config, subjects, answers, seed)
+    loads = (serve or measure_candidates)(config, serving, subjects, subjects.for_this_cpu)
     evaluation = Evaluation(
-        labels=subjects.listed.labels,
+        labels=listed.labels,
         confidence=config.confidence,
-        candidates=tuple(
-            _measured(one, loads.candidates.get(one.name), subjects, answers, config, seed).model_copy(
-                update={
-                    "torch_agreement": torch_agreement.get(one.name),
-                    "offline": offline["onnxruntime"].get(one.name, {}),
-                    "offline_torch": offline["torch"].get(one.name, {}),
-                }
-            )
-            for one in subjects.listed.candidates
-        ),
+        candidates=loads.added_to(measured, on_sample(subjects, answers)),
         host=host(loads.server),
         engines=load_engines(engines).model_dump(mode="json", exclude_defaults=True),
     )
     verdict = gate.decide(evaluation.teacher, evaluation.candidates, budget, config.confidence)
-    save_evaluation(out, evaluation)
-    save_verdict(out, verdict)
+    _write(out, evaluation, verdict)
     save_answers(out / PREDICTIONS_FILE, subjects, answers)
-    golden = splits["validation"].batch(draw(len(splits["validation"]), GOLDEN_IMAGES, seed + 1))
-    save_file({"images": np.ascontiguousarray(golden)}, out / GOLDEN_FILE)
-    for name, figure in plots.all_plots(evaluation, verdict).items():
-        plots.png(figure, out / "plots" / f"{name}.png")
+    _set_golden_images_aside(out, splits["validation"], seed + 1)
     metrics = flat_metrics(evaluation)
     report("verdict", done=1, total=1, step=0, **metrics)  # an INFEASIBLE run shows its numbers too
     if verdict.verdict == "INFEASIBLE":
@@ -127,26 +102,14 @@ def evaluate(
     return metrics
 
 
-def through_triton(config: Evaluate, serving: Serving, subjects: Subjects, candidates: Sequence[Candidate]) -> Loads:
-    """Measure all candidates through the live server: see `measure_candidates`."""
-    files = [(subjects.directory / one.file, one) for one in candidates]
-    artifacts = [Artifact(file, load_spec(file.parent), one.sha256, one.name) for file, one in files]
-    return measure_candidates(config, serving, artifacts, subjects.sample_images)
+def _write(out: Path, evaluation: Evaluation, verdict: Verdict) -> None:
+    """Write what was measured and what follows from it, and draw both."""
+    save_evaluation(out, evaluation)
+    save_verdict(out, verdict)
+    for name, figure in plots.all_plots(evaluation, verdict).items():
+        plots.png(figure, out / "plots" / f"{name}.png")
 
 
-def _measured(
-    candidate: Candidate, load: Load | None, subjects: Subjects, answers: Answers, config: Evaluate, seed: int
-) -> Measured:
-    """Put together what a candidate answered, here and through the server."""
-    logits = answers.logits.get(candidate.name, {})
-    labels = {name: split.labels for name, split in subjects.splits.items()}
-    teacher = None if candidate.name == TEACHER else answers.logits[TEACHER]
-    here = logits["validation"][subjects.sample] if load else None
-    return Measured(
-        **candidate.model_dump(exclude={"parity"}),
-        **qualities(labels, logits, teacher, config, seed),
-        export_parity=candidate.parity.model_dump(),
-        served=load.served if load else {},
-        served_parity=parity(load.answers, here, TOLERANCE) if load and here is not None else None,
-        note=answers.missing.get(candidate.name),
-    )
+def _set_golden_images_aside(out: Path, validation: Split, seed: int) -> None:
+    images = validation.batch(draw(len(validation), GOLDEN_IMAGES, seed))
+    save_file({"images": np.ascontiguousarray(images)}, out / GOLDEN_IMAGES_FILE)

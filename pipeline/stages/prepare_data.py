@@ -7,7 +7,6 @@ without DVC: everything where ``FLYWEIGHT_DATA`` names a directory of your own, 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.manifest import MANIFEST_FILE, load_manifest
 from pipeline.errors import DataError, near_miss
-from pipeline.files import lock
+from pipeline.files import lock, write_json
 from pipeline.machine import places, workspace
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
@@ -52,7 +51,7 @@ def prepare_data(config: Data, *, out: Path) -> Metrics:
     root = workspace.root().resolve()
     path = directory.relative_to(root) if directory.is_relative_to(root) else directory
     facts = {"dataset": name, "path": str(path), **revision}
-    (out / DATA_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(out / DATA_FILE, facts)
     shutil.copyfile(directory / MANIFEST_FILE, out / MANIFEST_FILE)
     report("prepare", done=1, total=1)
     images = {f"{split}_images": float(count) for split, count in manifest.counts.items()}

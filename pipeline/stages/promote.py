@@ -8,7 +8,6 @@ a copy of the ledger.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from dataclasses import asdict
@@ -19,21 +18,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from pipeline.errors import PromotionError
-from pipeline.files import sha256
+from pipeline.files import sha256, write_json
 from pipeline.models.spec import load_spec
 from pipeline.protocols import Metrics, Registry
 from pipeline.records.candidates import Candidate, load_candidates
-from pipeline.records.evaluation import GOLDEN_FILE
+from pipeline.records.evaluation import GOLDEN_IMAGES_FILE
 from pipeline.records.promotion import PROMOTION_FILE
 from pipeline.records.verdict import Verdict, load_verdict
-from pipeline.runners.answer import answer
-from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.pull import VERDICT
-from pipeline.serving.triton import golden as answers
+from pipeline.serving.triton.artifact import golden_answers
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.control import Control
-from pipeline.serving.triton.golden import Golden
+from pipeline.serving.triton.golden import GOLDEN_FILE, save_golden
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings.serving import Promote, Serving
 
@@ -73,17 +70,17 @@ def promote(
         )
     artifact = Artifact(file, load_spec(file.parent), candidate.sha256, candidate.name)
     images = _golden_images(evaluation, min(config.golden_images, serving.max_batch_size))
-    golden = golden_answers(artifact, images, serving.threads)
-    answers.save(out / answers.GOLDEN_FILE, golden)
+    golden = golden_answers(artifact, {artifact.spec.inputs[0].name: images}, serving.threads)
+    save_golden(out / GOLDEN_FILE, golden)
     tags = {"candidate": candidate.name, "precision": candidate.precision, "source": candidate.source}
     tags[VERDICT] = verdict.verdict
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         server = control or stack.enter_context(Client())
-        done = promotion.promote(serving, artifact, golden, registry, tags, server, config)
+        done = promote_artifact(serving, artifact, golden, registry, tags, server, config)
     seconds = time.perf_counter() - begin
     record = {**asdict(done), "candidate": candidate.name, "ledger": str(done.ledger), "seconds": round(seconds, 3)}
-    (out / PROMOTION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / PROMOTION_FILE, record)
     shutil.copyfile(done.ledger, out / "ledger.jsonl")
     return {"version": float(done.version), "reused": float(done.reused), "promotion_seconds": seconds}
 
@@ -95,16 +92,9 @@ def _winner(candidates: Path, verdict: Verdict) -> Candidate:
     return load_candidates(candidates).named(verdict.winner)
 
 
-def golden_answers(artifact: Artifact, images: NDArray[np.uint8], threads: int) -> Golden:
-    """Return `images` (N, C, H, W) with what ONNX Runtime in this process answers, on as many threads as in Triton."""
-    inputs = {artifact.spec.inputs[0].name: images}
-    with contextlib.closing(OnnxRunner(artifact.onnx, threads)) as runner:
-        return Golden(inputs, answer(runner, inputs, len(images)))
-
-
 def _golden_images(evaluation: Path, wanted: int) -> NDArray[np.uint8]:
     """Return the first `wanted` images that `evaluate` set aside. Raises `PromotionError`."""
-    path = evaluation / GOLDEN_FILE
+    path = evaluation / GOLDEN_IMAGES_FILE
     if not path.is_file():
         raise PromotionError(f"{path} is missing: give the directory that `evaluate` wrote")
     return load_file(path)["images"][:wanted]

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.compression.pruning import sensitivity
 from pipeline.compression.pruning.reach import in_rounds
-from pipeline.compression.pruning.sparsity import KeepSparsity, zeros_share
+from pipeline.compression.pruning.sparsity import zeros_share
 from pipeline.compression.pruning.steps import batches_of, prune_once, rehearse
 from pipeline.data.manifest import load_manifest
 from pipeline.data.split import Split, open_split
@@ -22,7 +22,7 @@ from pipeline.settings.compression import Prune
 from pipeline.settings.training import Distributed
 from pipeline.training.fit import check_same_task, train_job
 from pipeline.training.job import TrainingJob
-from pipeline.training.rewrites import rewrite
+from pipeline.training.rewrites import keep_sparsity
 from pipeline.training.validation import evaluate
 
 
@@ -76,7 +76,7 @@ def prune(
             start=begun,
             teacher=teacher,
             loss=config.loss,
-            rewrites=(rewrite(KeepSparsity),) if any(one.zeros for one in spec.pruning) else (),
+            rewrites=keep_sparsity(spec),
         )
         recovered = dict(train_job(job, distributed))
         spec, network = checkpoint.load(job.out)

@@ -6,7 +6,6 @@ table is a data asset with a suite of expectations, one checkpoint runs them all
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from pipeline.data import expectations, facts, plots
 from pipeline.data.data_docs import run_checkpoint, sentence
 from pipeline.data.manifest import load_manifest
 from pipeline.errors import DataError
+from pipeline.files import write_json
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
 from pipeline.settings.data import Expectations
@@ -48,7 +48,7 @@ def validate(config: Expectations, *, data: Path, out: Path) -> Metrics:
     total = sum(len(found) for found in results.values())
     metrics = {"expectations": float(total), "failed_expectations": float(len(failures)), **_measures(tables)}
     summary = {"data": str(data), "success": not failures, "failures": failures, "metrics": metrics}
-    (out / "validation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "validation.json", summary)
     report("validate", done=3, total=3)
     if failures:
         raise DataError(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.split import Split, open_split
 from pipeline.errors import PromotionError
+from pipeline.files import write_json
 from pipeline.models.spec import load_spec
 from pipeline.progress.events import report
 from pipeline.protocols import Metrics
@@ -70,7 +71,7 @@ def verify_served(
         "max_difference": float(np.abs(served - expected).max()),
     }
     record = {"model": serving.model, "version": version, "sha256": sha256, "tolerance": TOLERANCE, **metrics}
-    (out / SERVED_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / SERVED_FILE, record)
     _check(record, promoted, difference({"logits": expected}, {"logits": served}))
     return metrics
 

@@ -41,10 +41,10 @@ def put(run_id: str, directory: Path) -> None:
     if (place := _place(run_id)) is not None:
         shutil.copytree(directory, place, dirs_exist_ok=True)
         return
-    from pipeline.tracking import client
+    from pipeline.tracking.client import make_client, translated
 
-    with client.translated(f"keeping the files of run {run_id}"):
-        client.make().log_artifacts(run_id, str(directory))
+    with translated(f"keeping the files of run {run_id}"):
+        make_client().log_artifacts(run_id, str(directory))
 
 
 def put_text(run_id: str, name: str, text: str) -> None:

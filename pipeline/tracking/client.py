@@ -11,7 +11,7 @@ from pipeline.machine import places
 from pipeline.tracking import rest
 
 
-def make() -> Any:
+def make_client() -> Any:
     """Return a client of the MLflow that `places.mlflow` names. Raises `ConnectionError` at once where none answers."""
     rest.experiment_id()  # MLflow's own client would try for minutes
     for quiet in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"):
@@ -24,7 +24,7 @@ def make() -> Any:
     return mlflow.MlflowClient(places.mlflow())
 
 
-def experiment(client: Any) -> str:
+def experiment_of(client: Any) -> str:
     """Return the id of our experiment, made where there is none."""
     found = rest.experiment_id()
     return found if found is not None else client.create_experiment(rest.EXPERIMENT)

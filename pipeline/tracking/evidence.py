@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
-from pipeline.records.candidates import ENGINES_FILE
 from pipeline.records.data import DATA_FILE
+from pipeline.records.engines import ENGINES_FILE
 from pipeline.records.evaluation import EVALUATION_FILE
 from pipeline.records.promotion import PROMOTION_FILE, SERVED_FILE
 from pipeline.records.quantization import QUANTIZATION_FILE

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.models.spec import load_spec
-from pipeline.records.candidates import load_candidates
+from pipeline.models.spec import SPEC_FILE, load_spec
+from pipeline.records.candidates import MODEL_FILE, load_candidates
 
 
 def log_all(client: Any, experiment: str, run_id: str, out: Path) -> None:
@@ -37,7 +37,7 @@ def log(client: Any, experiment: str, run_id: str | None, directory: Path, sha25
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model"
         mlflow.onnx.save_model(
-            onnx.load(directory / "model.onnx"),
+            onnx.load(directory / MODEL_FILE),
             str(path),
             signature=ModelSignature(schema(spec.inputs), schema(spec.outputs)),
             input_example={t.name: np.zeros([max(1, n) for n in (*batch, *t.shape)], t.dtype) for t in spec.inputs},
@@ -45,7 +45,7 @@ def log(client: Any, experiment: str, run_id: str | None, directory: Path, sha25
             save_as_external_data=False,
         )
         # MLflow writes the graph again; what may be promoted from here must be the very bytes that were measured.
-        for name in ("model.onnx", "model.json"):
+        for name in (MODEL_FILE, SPEC_FILE):
             shutil.copyfile(directory / name, path / name)
         client.log_model_artifacts(model.model_id, str(path))
     return client.finalize_logged_model(model.model_id, "READY")

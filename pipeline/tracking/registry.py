@@ -10,16 +10,16 @@ from typing import Any
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
-from pipeline.tracking import client as mlflow_client
+from pipeline.records.candidates import MODEL_FILE
 from pipeline.tracking import models
-from pipeline.tracking.client import translated
+from pipeline.tracking.client import experiment_of, make_client, translated
 from pipeline.tracking.rest import NotFound, Refused
 
 
-def registry() -> MlflowRegistry:
+def model_registry() -> MlflowRegistry:
     """Return the Model Registry for use outside a stage."""
-    client = mlflow_client.make()
-    return MlflowRegistry(client, mlflow_client.experiment(client), run_id=None)
+    client = make_client()
+    return MlflowRegistry(client, experiment_of(client), run_id=None)
 
 
 class MlflowRegistry:
@@ -90,6 +90,6 @@ class MlflowRegistry:
 
     def _logged_model(self, directory: Path) -> Any:
         """The model that `export_onnx` logged with these bytes; logged now where it came from elsewhere."""
-        wanted = sha256(directory / "model.onnx")
+        wanted = sha256(directory / MODEL_FILE)
         found = self._client.search_logged_models([self._experiment], filter_string=f"tags.sha256 = '{wanted}'")
         return found[0] if found else models.log(self._client, self._experiment, self._run_id, directory, wanted)

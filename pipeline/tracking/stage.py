@@ -23,11 +23,11 @@ from typing import Any
 from pipeline.errors import FlyweightError, Interrupted, Skipped
 from pipeline.graph import STAGES, Stage
 from pipeline.machine import places
-from pipeline.progress import events as progress
+from pipeline.progress import events
 from pipeline.progress.follow import Event, Follower
 from pipeline.settings.schema import Settings
 from pipeline.tracking import artifacts, rest, runs, stage_run
-from pipeline.tracking import client as mlflow_client
+from pipeline.tracking.client import make_client
 from pipeline.tracking.fingerprint import fingerprint
 from pipeline.tracking.inputs import Input, check_data, find_inputs
 from pipeline.tracking.pipeline_run import StageResult, note, open_pipeline
@@ -149,7 +149,7 @@ class _Attempt:
             scratch.mkdir(parents=True, exist_ok=True)
             arguments["scratch"] = scratch
         if "registry" in takes:
-            arguments["registry"] = MlflowRegistry(mlflow_client.make(), experiment, run_id)
+            arguments["registry"] = MlflowRegistry(make_client(), experiment, run_id)
         return arguments
 
     @contextlib.contextmanager
@@ -165,14 +165,14 @@ class _Attempt:
                 out.writelines(json.dumps({"stage": self.stage.name, **event}) + "\n" for event in events)
             stage_run.log_curves(run_id, events)
 
-        os.environ[progress.ENVIRONMENT] = str(file)
+        os.environ[events.ENVIRONMENT] = str(file)
         follower = Follower(file, self.stage.name, on_events, self.say)
         try:
             with SystemMetrics(run_id):
                 yield
         finally:
             follower.close()
-            del os.environ[progress.ENVIRONMENT]
+            del os.environ[events.ENVIRONMENT]
 
     def _tags(self, result: StageResult) -> dict[str, str]:
         """What makes the run one that can be reused; a skipped one is looked at again, since the reason may be gone."""

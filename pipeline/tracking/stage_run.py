@@ -14,7 +14,7 @@ from pipeline.records.data import DATA_FILE
 from pipeline.records.promotion import PROMOTION_FILE
 from pipeline.settings.schema import Settings
 from pipeline.tracking import artifacts, fingerprint, lineage, models, rest, runs
-from pipeline.tracking import client as mlflow_client
+from pipeline.tracking.client import make_client, translated
 from pipeline.tracking.inputs import Input
 from pipeline.tracking.rest import TAG
 
@@ -78,8 +78,8 @@ def log_output(experiment: str, run_id: str, out: Path, metrics: Mapping[str, fl
     runs.log(run_id, metrics=[runs.Metric(metric_name(key), float(value), at) for key, value in metrics.items()])
     artifacts.put(run_id, out)
     if (out / CANDIDATES_FILE).is_file():
-        with mlflow_client.translated("logging the candidates"):
-            models.log_all(mlflow_client.make(), experiment, run_id, out)
+        with translated("logging the candidates"):
+            models.log_all(make_client(), experiment, run_id, out)
     runs.log(run_id, tags={**tags, **_tags_from_output(out)})
     runs.update(run_id, "FINISHED")
 

@@ -10,18 +10,18 @@ from typing import Any
 
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.errors import ModelError
-from pipeline.models import size as model_size
 from pipeline.models.checkpoint import load
+from pipeline.models.size import macs, parameters
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
 from pipeline.progress import events
 from pipeline.protocols import Metrics
+from pipeline.records.training import HISTORY_FILE
 from pipeline.report.curves import draw_curves
 from pipeline.settings.base import Component
 from pipeline.settings.training import Distributed
 from pipeline.training.batches import check_batch, steps_per_epoch
 from pipeline.training.distributed.launch import launch, processes
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import HISTORY_FILE
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def read_history(out: Path) -> list[dict[str, float]]:
 def size(directory: Path) -> dict[str, float]:
     """Return ``parameters`` and ``macs`` of the checkpoint in `directory`."""
     spec, network = load(directory)
-    return {"parameters": model_size.parameters(network), "macs": model_size.macs(network, spec.image_shape)}
+    return {"parameters": parameters(network), "macs": macs(network, spec.image_shape)}
 
 
 def _summary(history: list[dict[str, Any]]) -> dict[str, float]:

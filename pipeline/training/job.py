@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.data.manifest import MANIFEST_FILE
 from pipeline.files import sha256
 from pipeline.models import checkpoint
 from pipeline.models.spec import ModelSpec
@@ -57,7 +58,7 @@ class TrainingJob(BaseModel):
         """A hash of all that the weights depend on, so that a snapshot of another job is never taken up."""
         settings = self.model_dump(mode="json", exclude={"what", "scratch", "out", "part", "data", "start", "teacher"})
         files = [path and sha256(path / checkpoint.WEIGHTS_FILE) for path in (self.start, self.teacher)]
-        files.append(sha256(self.data / "manifest.json"))
+        files.append(sha256(self.data / MANIFEST_FILE))
         return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).hexdigest()
 
 

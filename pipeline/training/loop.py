@@ -7,7 +7,6 @@ with the very same weights. The epoch that is kept is the best on the validation
 from __future__ import annotations
 
 import copy
-import json
 import random
 import time
 from collections.abc import Mapping
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 
 from pipeline.data.split import open_split
 from pipeline.errors import SettingsError
+from pipeline.files import write_json
 from pipeline.models import checkpoint
 from pipeline.progress import events
+from pipeline.records.training import HISTORY_FILE
 from pipeline.training import onednn, snapshot
 from pipeline.training.average import update_average
 from pipeline.training.batches import Batch, Batches, check_batch
@@ -36,7 +37,6 @@ from pipeline.training.validation import evaluate
 if TYPE_CHECKING:
     from pipeline.training.job import TrainingJob
 
-HISTORY_FILE = "history.json"
 _SNAPSHOT_FILE = "snapshot.safetensors"
 _CHECK_STEPS = 10
 _REPORT_SECONDS = 1.0
@@ -103,7 +103,7 @@ class Training:
         """Write the best epoch's checkpoint, what rewrites add to it, and the history."""
         out = self.job.out
         out.mkdir(parents=True, exist_ok=True)
-        (out / HISTORY_FILE).write_text(json.dumps(self.history, indent=2) + "\n", encoding="utf-8")
+        write_json(out / HISTORY_FILE, self.history)
         network = self.network
         network.load_state_dict(self.best)
         for rewrite in reversed(self.rewrites):

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.compression.pruning.sparsity import KeepSparsity
+from pipeline.models.spec import ModelSpec
 from pipeline.protocols import Rewrite
 
 
@@ -24,6 +26,11 @@ class RewriteSpec(BaseModel):
 def rewrite(kind: type, **arguments: Any) -> RewriteSpec:
     """Return the spec of ``kind(**arguments)``."""
     return RewriteSpec(name=f"{kind.__module__}:{kind.__qualname__}", arguments=arguments)
+
+
+def keep_sparsity(spec: ModelSpec) -> tuple[RewriteSpec, ...]:
+    """Return what keeps the zeros that pruning has set, where it has set any."""
+    return (rewrite(KeepSparsity),) if any(step.zeros for step in spec.pruning) else ()
 
 
 def make(spec: RewriteSpec) -> Rewrite:

@@ -16,6 +16,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.data.manifest import MANIFEST_FILE
 from pipeline.files import sha256
 from pipeline.machine import places
 from pipeline.models import checkpoint
@@ -28,7 +29,7 @@ def file(teacher: Path, data: Path, precision: str) -> Path:
     `precision` tells logits apart that were calculated in different ways, such as ``cpu bf16``.
     """
     weights, spec = (sha256(teacher / name) for name in (checkpoint.WEIGHTS_FILE, SPEC_FILE))
-    images = sha256(data / "manifest.json")
+    images = sha256(data / MANIFEST_FILE)
     key = hashlib.sha256(json.dumps([weights, spec, images, precision]).encode()).hexdigest()
     return places.cache() / "answers" / f"{key[:32]}.safetensors"
 

@@ -7,13 +7,13 @@ import pytest
 from click.testing import CliRunner
 from serving_toys import FakeTriton, Registry, artifact, golden
 
-from pipeline.cli import main as cli
+from pipeline.cli import main
 from pipeline.errors import FlyweightError, PromotionError
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.promotion import preflight, promote
+from pipeline.serving.promotion import preflight
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import client, disk
-from pipeline.tracking import registry as tracking
+from pipeline.serving.triton.golden import save_golden
 
 QUICK = ("--set", "promote.observe_s=0.0", "--set", "promote.probes=4", "--set", "promote.max_p99_ratio=1000000.0")
 
@@ -36,7 +36,7 @@ def stand(tmp_path, monkeypatch):
     (tmp_path / "triton_repo").mkdir()
     registry, fake = Registry(tmp_path / "registry.json"), Closing(tmp_path / "triton_repo", tmp_path / "loaded.json")
     monkeypatch.setattr(client, "Client", lambda: fake)
-    monkeypatch.setattr(tracking, "registry", lambda: registry)
+    monkeypatch.setattr("pipeline.tracking.registry.model_registry", lambda: registry)
     monkeypatch.setattr(preflight, "answers", lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs))
 
     def register(factor):
@@ -44,7 +44,7 @@ def stand(tmp_path, monkeypatch):
         version = registry.register(
             "proxy", what.onnx.parent, {"sha256": what.sha256, "verdict": "PROMOTE", "candidate": "int8"}
         )
-        promote.golden.save(tmp_path / "golden.safetensors", golden(what))
+        save_golden(tmp_path / "golden.safetensors", golden(what))
         registry.attach("proxy", version, tmp_path / "golden.safetensors")
         return what
 
@@ -54,7 +54,7 @@ def stand(tmp_path, monkeypatch):
 
 def run(*arguments):
     """(exit code or the error that `run` turns into one, what was printed)"""
-    done = CliRunner().invoke(cli.main, arguments)
+    done = CliRunner().invoke(main.main, arguments)
     return done.exception or done.exit_code, done.output
 
 
@@ -164,7 +164,10 @@ def test_an_unknown_version_is_named(stand):
 )
 def test_a_canary_or_a_shadow_is_asked_for_by_options(stand, monkeypatch, options, wanted):
     asked = []
-    monkeypatch.setattr(promote, "promote", lambda *arguments: asked.append(arguments[6]) or sys.exit(0))
+    monkeypatch.setattr(
+        "pipeline.serving.promotion.promote.promote_artifact",
+        lambda *arguments: asked.append(arguments[6]) or sys.exit(0),
+    )
     stand(1.0)
     run("promote", "1", *options)
     (config,) = asked

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.evaluation import gate
 from pipeline.records.evaluation import Measured
-from pipeline.records.measures import Estimate, Interval, Offline, Parity, Quality, Served
+from pipeline.records.measures import Estimate, Interval, Offline, Quality, Served, ServedParity
 from pipeline.settings.gate import Budget
 
 BUDGET = Budget(accuracy_drop=0.01, size_ratio=8, speedup=8, served_speedup=2.5)
@@ -182,7 +182,7 @@ def test_the_teacher_never_wins():
 
 
 def test_what_cannot_be_served_here_is_not_eligible_and_says_why():
-    parity = Parity(images=64, max_difference=3.0, differing=5)
+    parity = ServedParity(images=64, max_difference=3.0, differing=5)
     verdict = decide(
         candidate("int8_tensorrt", target="tensorrt"),
         candidate("pruned", served=0.0, note="Triton refused it").model_copy(update={"served": {}}),

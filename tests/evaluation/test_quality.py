@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.intervals import mcnemar
-from pipeline.evaluation.quality import churn, confusion_matrix, parity, quality, recall
+from pipeline.evaluation.quality import churn, confusion_matrix, quality, recall, served_parity
 
 SETTINGS = {"confidence": 0.95, "resamples": 500, "seed": 3}
 
@@ -75,6 +75,6 @@ def test_parity_counts_the_images_that_differ_by_more_than_rounding(answers):
     served = here[:20].copy()
     served[:3] += 0.5
     served[3:6] += 1e-6
-    found = parity(served, here, 1e-3)
+    found = served_parity(served, here, 1e-3)
     assert (found.images, found.differing) == (20, 3)
     assert found.max_difference == pytest.approx(0.5, rel=1e-3)

@@ -10,8 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError
 from pipeline.export import tensorrt
+from pipeline.machine.gpu import Gpu
 from pipeline.machine.workspace import SOURCE
 
+GPU = Gpu("Test GPU", "580.1", "SM89")
 needs_rtx = pytest.mark.skipif(
     tensorrt.missing("tensorrt_rtx", None) is not None, reason="tensorrt_rtx is not installed"
 )
@@ -118,6 +120,7 @@ AFTER_A_FAILURE = """
 import gc, sys
 from pathlib import Path
 from pipeline.export import tensorrt
+from pipeline.machine.gpu import Gpu
 from pipeline.errors import ModelError
 
 def attempt():
@@ -231,3 +234,18 @@ def test_the_inspectors_words_for_types_are_understood():
 )  # fmt: skip
 def test_types_have_our_names(words, meant):
     assert tensorrt._precision(words) == meant
+
+
+def test_auto_takes_tensorrt_on_a_gpu_and_rtx_without(monkeypatch):
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
+    assert tensorrt.choose("auto", GPU) == ("tensorrt", "")
+    assert tensorrt.choose("auto", None) == ("tensorrt_rtx", "")
+    assert tensorrt.choose("tensorrt_rtx", GPU) == ("tensorrt_rtx", "")
+
+
+def test_tensorrt_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
+    assert tensorrt.choose("tensorrt", None) == (
+        None,
+        "build_tensorrt.builder is 'tensorrt': tensorrt: there is no GPU to time kernels on",
+    )

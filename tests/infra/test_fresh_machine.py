@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from pipeline.machine.workspace import SOURCE as ROOT
+from pipeline.machine.workspace import SOURCE
 
-SCRIPT = ROOT / "infra" / "fresh_machine.sh"
+SCRIPT = SOURCE / "infra" / "fresh_machine.sh"
 
 
 @pytest.mark.machine

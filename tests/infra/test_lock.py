@@ -3,10 +3,10 @@
 import re
 from collections import Counter
 
-from pipeline.machine.workspace import SOURCE as ROOT
+from pipeline.machine.workspace import SOURCE
 
 
 def test_every_python_gets_the_same_version_of_a_package():
-    packages = re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M)
+    packages = re.findall(r"^([\w.-]+)==", (SOURCE / "requirements.lock").read_text(encoding="utf-8"), re.M)
     assert len(packages) > 100
     assert [name for name, versions in Counter(packages).items() if versions > 1] == []

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from pipeline.machine.workspace import SOURCE as ROOT
+from pipeline.machine.workspace import SOURCE
 
-VERSION = re.search(r"^torch==(.*)$", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.M)[1]
+VERSION = re.search(r"^torch==(.*)$", (SOURCE / "requirements.lock").read_text(encoding="utf-8"), re.M)[1]
 CPU, PLAIN = f"--no-deps torch=={VERSION}+cpu", f"--no-deps torch==={VERSION}"
 FROM_ITS_INDEX = f"--no-deps --torch-backend=cpu torch=={VERSION}+cpu"
 REST = ["-r requirements.lock", "--quiet --no-deps --no-build-isolation --editable ."]
@@ -43,7 +43,7 @@ def setup(tmp_path):
             script(tools / "nvidia-smi", "#!/bin/sh\n")
         done = subprocess.run(
             [tools / "bash", "infra/setup.sh", venv.parent],
-            cwd=ROOT,
+            cwd=SOURCE,
             env={"PATH": str(tools), **environment},
             capture_output=True,
             text=True,
@@ -108,5 +108,5 @@ def test_pips_places_for_wheels_are_those_of_uv_where_they_exist(tmp_path, pip, 
     show = ["make", "--silent", "--eval", "show: ; @echo $$UV_FIND_LINKS", "show"]
     places = pip.format(here=tmp_path)
     environment = {"PATH": "/usr/bin:/bin", "PIP_FIND_LINKS": places}
-    done = subprocess.run(show, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(show, cwd=SOURCE, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == uv.format(here=tmp_path)

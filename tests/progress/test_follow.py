@@ -4,37 +4,37 @@ import time
 
 import pytest
 
-from pipeline.progress import events as progress
+from pipeline.progress import events
 from pipeline.progress.follow import Follower, remaining_seconds, share
 
 
 def test_follower_reads_what_report_writes(tmp_path, monkeypatch):
     file = tmp_path / "progress.jsonl"
-    monkeypatch.setenv(progress.ENVIRONMENT, str(file))
-    events, lines = [], []
-    follower = Follower(file, "train", events.extend, lines.append)
+    monkeypatch.setenv(events.ENVIRONMENT, str(file))
+    seen, lines = [], []
+    follower = Follower(file, "train", seen.extend, lines.append)
     for step in range(1, 4):
-        progress.report("epochs", done=step, total=3, loss=1.0 / step)
+        events.report("epochs", done=step, total=3, loss=1.0 / step)
     follower.close()
-    assert [event["step"] for event in events] == [1, 2, 3]
-    assert events[-1]["metrics"] == {"loss": 1.0 / 3}
+    assert [event["step"] for event in seen] == [1, 2, 3]
+    assert seen[-1]["metrics"] == {"loss": 1.0 / 3}
     assert lines[-1].startswith("[train] epochs 100 %")
     assert "loss 0.3333" in lines[-1]
 
 
 def test_half_a_line_waits_for_its_other_half(tmp_path):
     file = tmp_path / "progress.jsonl"
-    events: list = []
-    follower = Follower(file, "train", events.extend, lambda line: None)
+    seen: list = []
+    follower = Follower(file, "train", seen.extend, lambda line: None)
     whole = '{"time": 1, "what": "a", "done": 1, "total": 2, "step": 1, "metrics": {}}\n'
     with file.open("a") as out:
         out.write(whole + whole[:10])
         out.flush()
         time.sleep(1.2)
-        assert len(events) == 1
+        assert len(seen) == 1
         out.write(whole[10:])
     follower.close()
-    assert len(events) == 2
+    assert len(seen) == 2
 
 
 def test_remaining_seconds_is_the_rest_at_the_same_pace():
@@ -44,9 +44,9 @@ def test_remaining_seconds_is_the_rest_at_the_same_pace():
 
 
 def test_without_a_file_progress_is_logged(monkeypatch, caplog):
-    monkeypatch.delenv(progress.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(events.ENVIRONMENT, raising=False)
     with caplog.at_level("INFO"):
-        progress.report("epochs", done=1, total=2, loss=0.5)
+        events.report("epochs", done=1, total=2, loss=0.5)
     assert "epochs 1/2 loss 0.5" in caplog.text
 
 
@@ -60,9 +60,9 @@ def test_share_is_defined_for_every_total(done, total, expected):
 def test_work_without_a_length_is_followed_to_its_end(tmp_path, monkeypatch):
     """As `promote` reports with a short observation: it ended with ZeroDivisionError after the version went live."""
     file, lines = tmp_path / "progress.jsonl", []
-    monkeypatch.setenv(progress.ENVIRONMENT, str(file))
+    monkeypatch.setenv(events.ENVIRONMENT, str(file))
     follower = Follower(file, "promote", lambda events: None, lines.append)
-    progress.report("observed seconds", done=0, total=0)
+    events.report("observed seconds", done=0, total=0)
     follower.close()
     assert lines == ["[promote] observed seconds 100 %"]
 

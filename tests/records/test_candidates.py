@@ -1,10 +1,10 @@
-"""candidates.json and engines.json: written, read back, and refused."""
+"""candidates.json: written, read back, and refused."""
 
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.records import candidates
-from pipeline.records.candidates import Candidate, Candidates, Engines, Parity, load_candidates, load_engines
+from pipeline.records.candidates import Candidate, Candidates, load_candidates, save_candidates
+from pipeline.records.measures import Parity
 
 
 @pytest.fixture
@@ -19,11 +19,8 @@ def two():
 
 
 def test_what_is_saved_is_loaded(two, tmp_path):
-    candidates.save(tmp_path, two)
+    save_candidates(tmp_path, two)
     assert load_candidates(tmp_path) == two
-    skipped = Engines(skipped="no builder")
-    candidates.save(tmp_path, skipped)
-    assert load_engines(tmp_path) == skipped
 
 
 def test_a_candidate_is_found_by_name(two):
@@ -52,14 +49,12 @@ def test_an_unknown_candidate_is_refused_with_the_near_miss(two):
         two.named("teachr")
 
 
-def test_a_directory_without_them_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"candidates\.json cannot be read .* Run `flyweight export_onnx`"):
+def test_a_directory_without_it_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"candidates\.json cannot be read .* run `flyweight export_onnx`"):
         load_candidates(tmp_path)
-    with pytest.raises(ModelError, match=r"engines\.json cannot be read .* Run `flyweight build_tensorrt`"):
-        load_engines(tmp_path)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "candidates.json").write_text('{"candidates": [{"name": "x"}], "labels": []}')
-    with pytest.raises(ModelError, match=r"candidates\.json does not hold: "):
+    with pytest.raises(ModelError, match=r"candidates\.json is not what `export_onnx` writes"):
         load_candidates(tmp_path)

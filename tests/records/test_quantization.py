@@ -24,8 +24,8 @@ def test_int8_that_is_not_to_be_served_gives_way(serve, expected):
 
 
 def test_what_is_missing_or_damaged_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"quantization\.json is missing\. Run `flyweight quantize` again"):
+    with pytest.raises(ModelError, match=r"quantization\.json cannot be read .* run `flyweight quantize`"):
         load_quantization(tmp_path)
     (tmp_path / "quantization.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"quantization\.json does not hold: (?s:.*)targets"):
+    with pytest.raises(ModelError, match=r"quantization\.json is not what `quantize` writes; (?s:.*)targets"):
         load_quantization(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from pipeline.evaluation import gate
 from pipeline.evaluation.quality import quality
 from pipeline.records.evaluation import Evaluation, Host, Measured
-from pipeline.records.measures import Interval, Offline, Parity, Served
+from pipeline.records.measures import Interval, Offline, Served, ServedParity
 from pipeline.settings.gate import Budget
 
 LABELS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -17,6 +17,13 @@ CANDIDATES = {
     "pruned": (1.0, 196_000, 46_500, 4_600_000, 5100.0, 2500.0, "float32", "any"),
     "int8": (1.05, 68_000, 46_500, 4_600_000, 11_800.0, 3300.0, "int8", "cpu"),
     "int8_tensorrt": (1.1, 71_000, 46_500, 4_600_000, 0.0, 0.0, "int8", "tensorrt"),
+}
+# name: (what it was made from, the stage that made it)
+MADE = {
+    "student": ("teacher", "distill"),
+    "pruned": ("student", "prune"),
+    "int8": ("pruned", "quantize"),
+    "int8_tensorrt": ("pruned", "quantize"),
 }
 
 
@@ -52,13 +59,15 @@ def measured(name, validation, test):
         at = offline * (0.7 if batch == 1 else 1.0)
         return Offline(images_per_second=at, p50_ms=1000 * batch / at, p99_ms=1300 * batch / at, calls=500)
 
+    parent, made_by = MADE.get(name, (None, "train"))
     return Measured(
-        name=name, file=f"{name}/model.onnx", sha256=f"{len(name):064x}", size_bytes=size, parameters=parameters,
+        name=name, parent=parent, made_by=made_by,
+        file=f"{name}/model.onnx", sha256=f"{len(name):064x}", size_bytes=size, parameters=parameters,
         macs=macs, precision=precision, target=target, source="pruned" if name.startswith("int8") else name,
         validation=look(validation), test=look(test),
         offline={batch: time(batch) for batch in (1, 64)} if offline else {},
         served={level: load(level) for level in (1, 16, 64)} if served else {},
-        served_parity=Parity(images=64, max_difference=1e-6, differing=0) if served else None,
+        served_parity=ServedParity(images=64, max_difference=1e-6, differing=0) if served else None,
     )  # fmt: skip
 
 

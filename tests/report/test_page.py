@@ -101,6 +101,7 @@ def test_steps_are_told_in_order_with_what_they_cost_and_gave(evaluation):
     steps = page.steps(evaluation)
     assert [(step.done, step.before, step.after) for step in steps] == [
         ("distilled", "teacher", "float proxy"), ("pruned", "float proxy", "pruned"), ("quantized", "pruned", "int8"),
+        ("quantized", "pruned", "int8 for TensorRT"),
     ]  # fmt: skip
     teacher, student = evaluation.teacher, evaluation.candidate("student")
     change = 100 * (student.test.accuracy.value - teacher.test.accuracy.value)

@@ -12,7 +12,7 @@ from onnx import helper
 from pipeline.errors import ModelError
 from pipeline.models import checkpoint
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.records.candidates import Engine, Profile
+from pipeline.records.engines import Engine, Profile
 from pipeline.runners.onnx_runner import OnnxRunner, session_options
 from pipeline.runners.runner import TensorRTRunner, TorchRunner
 

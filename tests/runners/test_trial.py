@@ -9,7 +9,7 @@ from pipeline.errors import ModelError
 from pipeline.export import onnx_graph
 from pipeline.models import checkpoint
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.records.candidates import Parity
+from pipeline.records.measures import Parity
 from pipeline.runners import trial
 
 

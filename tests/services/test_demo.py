@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import FlyweightError
-from pipeline.progress import board as live
+from pipeline.progress.board import Board, LiveTable, PlainLog, StageView, duration, events_of
 from pipeline.services import demo
 
 TASKS = [
@@ -183,21 +183,21 @@ def _event(stage: str, done: float, when: float, what: str = "epochs", **metrics
 
 
 def test_a_running_stage_shows_per_cent_eta_and_its_last_metrics() -> None:
-    board = live.Board.of("run", ["train"])
+    board = Board.of("run", ["train"])
     board.tasks([_instance("train", "running")])
     board.events([_event("train", 1, 100.0), _event("train", 4, 130.0, loss=0.25, accuracy=0.912345)])
     assert board.stages["train"].line() == "train running 40 % ETA 1 min 00 s epochs, loss 0.25, accuracy 0.9123"
 
 
 def test_the_eta_belongs_to_the_present_piece_of_work() -> None:
-    board = live.Board.of("run", ["train"])
+    board = Board.of("run", ["train"])
     board.tasks([_instance("train", "running")])
     board.events([_event("train", 9, 100.0), _event("train", 2, 200.0, what="recovery")])
     assert board.stages["train"].line() == "train running 20 % recovery"
 
 
 def test_a_retry_forgets_what_the_first_attempt_said() -> None:
-    board = live.Board.of("run", ["train"])
+    board = Board.of("run", ["train"])
     board.tasks([_instance("train", "running")])
     board.events([_event("train", 9, 100.0)])
     board.tasks([_instance("train", "up_for_retry")])
@@ -208,7 +208,7 @@ def test_a_retry_forgets_what_the_first_attempt_said() -> None:
 
 def test_progress_is_read_line_by_line_from_where_it_was_left(quiet: Path) -> None:
     file = quiet / "run" / "progress" / "manual__2026-11-21T10_00_00.5_00_00.jsonl"
-    progress = live.ProgressFile("manual__2026-11-21T10:00:00.5+00:00")
+    progress = events_of("manual__2026-11-21T10:00:00.5+00:00")
     assert progress.read() == []
     file.parent.mkdir(parents=True)
     first, second = _event("train", 1, 1.0), _event("train", 2, 2.0)
@@ -220,11 +220,11 @@ def test_progress_is_read_line_by_line_from_where_it_was_left(quiet: Path) -> No
 
 
 def test_a_terminal_gets_a_table() -> None:
-    board = live.Board.of("run", ["train", "prune"])
+    board = Board.of("run", ["train", "prune"])
     board.tasks([_instance("train", "running"), _instance("prune", None)])
     board.events([_event("train", 5, 1.0, loss=0.5)])
     out = io.StringIO()
-    with live.LiveTable(Console(file=out, width=100, force_terminal=True, color_system=None)) as display:
+    with LiveTable(Console(file=out, width=100, force_terminal=True, color_system=None)) as display:
         display.show(board)
     text = out.getvalue()
     assert "train   running   50 %" in text
@@ -234,10 +234,10 @@ def test_a_terminal_gets_a_table() -> None:
 
 def test_a_log_gets_a_line_every_ten_seconds_while_a_stage_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    board = live.Board("run", {"train": live.StageView("train")}, begun=0.0)
+    monkeypatch.setattr("pipeline.progress.board.time.monotonic", lambda: now[0])
+    board = Board("run", {"train": StageView("train")}, begun=0.0)
     out = io.StringIO()
-    log = live.PlainLog(Console(file=out, width=100))
+    log = PlainLog(Console(file=out, width=100))
     board.tasks([_instance("train", "running")])
     for second in range(25):
         now[0] = float(second)
@@ -254,4 +254,4 @@ def test_a_log_gets_a_line_every_ten_seconds_while_a_stage_runs(monkeypatch: pyt
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (81.4, "1 min 21 s"), (7380.0, "2 h 03 min")]
 )
 def test_durations_read_as_a_person_says_them(seconds: float, text: str) -> None:
-    assert live.duration(seconds) == text
+    assert duration(seconds) == text

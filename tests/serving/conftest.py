@@ -2,11 +2,13 @@ import os
 from pathlib import Path
 
 import pytest
-from serving_toys import FakeTriton, Registry, Server
+from serving_toys import FakeTriton, Registry, Server, artifact
 
 from pipeline.machine.workspace import SOURCE
 from pipeline.runners.onnx_runner import OnnxRunner
-from pipeline.serving.triton import server as local_triton
+from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.repository import Artifact, write_model
+from pipeline.serving.triton.server import install
 from pipeline.settings.serving import Serving
 
 
@@ -27,6 +29,15 @@ def registry(home: Path) -> Registry:
 @pytest.fixture
 def fake(home: Path) -> FakeTriton:
     return FakeTriton(home / "triton_repo", home / "loaded.json")
+
+
+@pytest.fixture
+def served(home: Path, fake: FakeTriton) -> Artifact:
+    """What the fake Triton serves as version 1 of the proxy."""
+    what = artifact(home, 1.0)
+    write_model(home / "triton_repo" / "proxy", what, Serving(instances=1), 1)
+    fake.load("proxy", 1.0)
+    return what
 
 
 @pytest.fixture
@@ -57,7 +68,7 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory):
     server = Server(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLYWEIGHT_HOME", str(home / "home"))
-        local_triton.install()
+        install()
         server.start()
     yield server
     server.stop()
@@ -70,3 +81,10 @@ def triton(triton_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(triton_server.repository))
     monkeypatch.setenv("FLYWEIGHT_TRITON_GRPC", triton_server.url)
     return triton_server
+
+
+@pytest.fixture
+def client(triton: Server):
+    """A client of the real Triton."""
+    with Client() as client:
+        yield client

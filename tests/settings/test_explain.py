@@ -3,17 +3,9 @@
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import SettingsError
-from pipeline.settings import parse
+from settings_toys import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def refusal(overrides=None, recipe=None):
-    with pytest.raises(SettingsError) as caught:
-        parse.load(recipe, overrides)
-    return str(caught.value)
 
 
 # A misspelt key, at every depth, with the near miss.

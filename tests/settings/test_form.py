@@ -2,9 +2,10 @@
 
 import pytest
 
+from pipeline.errors import SettingsError
 from pipeline.settings import parse
-from pipeline.settings import schema as config
 from pipeline.settings.form import DEFAULT_RECIPE, FORCE, RECIPE, params, settings_arguments
+from pipeline.settings.schema import fields
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +14,7 @@ def form():
 
 
 def test_every_setting_of_a_run_is_offered_and_nothing_else(form):
-    settings = {key for key, _ in config.fields()} - {"datasets"}
+    settings = {key for key, _ in fields()} - {"datasets"}
     assert set(form) == {RECIPE, FORCE, *settings}
 
 
@@ -81,5 +82,5 @@ def test_only_what_was_changed_is_sent():
 )
 def test_what_airflow_lets_through_the_settings_refuse(conf, text):
     _, recipe, *pairs = settings_arguments(conf)
-    with pytest.raises(config.SettingsError, match=text):
+    with pytest.raises(SettingsError, match=text):
         parse.load(recipe, parse.parse_overrides(tuple(pairs[1::2])))

@@ -3,18 +3,13 @@
 from pathlib import Path
 
 import pytest
+from settings_toys import refusal
 
 from pipeline.errors import SettingsError
 from pipeline.settings import parse
 from pipeline.settings.training import Fit
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def refusal(overrides=None, recipe=None):
-    with pytest.raises(SettingsError) as caught:
-        parse.load(recipe, overrides)
-    return str(caught.value)
 
 
 # Recipes and what DVC pins.

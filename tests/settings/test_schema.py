@@ -7,17 +7,11 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from settings_toys import refusal
 
-from pipeline.errors import SettingsError
 from pipeline.settings import parse, schema
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def refusal(overrides=None, recipe=None):
-    with pytest.raises(SettingsError) as caught:
-        parse.load(recipe, overrides)
-    return str(caught.value)
 
 
 # Components.

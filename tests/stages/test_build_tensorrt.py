@@ -20,13 +20,15 @@ from pipeline.machine.gpu import Gpu
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import build
 from pipeline.models.spec import Preprocessing, image_classifier, load_spec
-from pipeline.records import candidates as files
-from pipeline.records.candidates import Candidate, Candidates, Parity, load_candidates, load_engine, load_engines
+from pipeline.records.candidates import Candidate, Candidates, load_candidates, save_candidates
+from pipeline.records.engines import load_engine, load_engines
+from pipeline.records.measures import Parity
+from pipeline.runners import engine_on_gpu
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.settings.export import BuildTensorrt
 from pipeline.settings.serving import Serving
 from pipeline.stages import build_tensorrt as stage
-from pipeline.stages.build_tensorrt import build_tensorrt, choose
+from pipeline.stages.build_tensorrt import build_tensorrt
 
 GPU = Gpu("Test GPU", "580.1", "SM89")
 needs_rtx = pytest.mark.skipif(
@@ -60,7 +62,7 @@ def listed(digits_data, tmp_path_factory):
         )
         for name, target in NAMES.items()
     ]  # fmt: skip
-    files.save(out, Candidates(candidates=tuple(made), labels=manifest.labels))
+    save_candidates(out, Candidates(candidates=tuple(made), labels=manifest.labels))
     return out
 
 
@@ -145,8 +147,8 @@ def test_on_a_gpu_answers_and_latency_are_measured(listed, digits_data, tmp_path
     monkeypatch.setattr(tensorrt, "module", lambda builder: type("library", (), {"__version__": "10.0"}))
     monkeypatch.setattr(tensorrt, "build", lambda *given: tensorrt.Plan(b"plan", layers, "engine", {"Layers": []}))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(stage, "TensorRTRunner", Stand)
-    monkeypatch.setattr(stage, "SECONDS", 0.001)
+    monkeypatch.setattr(engine_on_gpu, "TensorRTRunner", Stand)
+    monkeypatch.setattr(engine_on_gpu, "SECONDS", 0.001)
     config = BuildTensorrt(candidates=("int8_tensorrt",))
     serving = Serving(max_batch_size=16)
     metrics = build_tensorrt(config, data=digits_data, candidates=listed, serving=serving, out=tmp_path)
@@ -158,11 +160,6 @@ def test_on_a_gpu_answers_and_latency_are_measured(listed, digits_data, tmp_path
     assert (engine.on_gpu.parity.images, engine.on_gpu.parity.changed_predictions) == (200, 0)
     assert list(engine.on_gpu.latency) == [1, 8, 16]
     assert metrics["int8_tensorrt_batch_8_p50_ms"] > 0
-
-
-def test_a_gpu_that_pytorch_does_not_see_is_said(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "PyTorch, which holds an engine's buffers, does not see the Test GPU" in stage._why_not_measured(GPU)
 
 
 @pytest.mark.gpu
@@ -267,13 +264,6 @@ def test_a_changed_onnx_file_is_refused(listed, digits_data, tmp_path, monkeypat
         build_tensorrt(config, data=digits_data, candidates=tmp_path / "in", serving=Serving(), out=tmp_path)
 
 
-def test_auto_takes_tensorrt_on_a_gpu_and_rtx_without(monkeypatch):
-    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
-    assert choose("auto", GPU) == ("tensorrt", "")
-    assert choose("auto", None) == ("tensorrt_rtx", "")
-    assert choose("tensorrt_rtx", GPU) == ("tensorrt_rtx", "")
-
-
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
@@ -297,11 +287,3 @@ def test_where_nothing_can_build_the_reason_is_kept_and_raised(wanted, reason, m
             BuildTensorrt(builder=wanted), data=tmp_path, candidates=tmp_path, serving=Serving(), out=tmp_path
         )
     assert json.loads((tmp_path / "engines.json").read_text())["skipped"] == reason
-
-
-def test_tensorrt_without_a_gpu_says_so(monkeypatch):
-    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: object())
-    assert choose("tensorrt", None) == (
-        None,
-        "build_tensorrt.builder is 'tensorrt': tensorrt: there is no GPU to time kernels on",
-    )

@@ -3,14 +3,15 @@ import logging
 
 import pytest
 import torch
+from training_toys import files
 
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.base import Component
 from pipeline.settings.training import Distill, Distributed, Fit, Train
-from pipeline.stages import distill as distilling
 from pipeline.stages.distill import distill
 from pipeline.stages.train import train
+from pipeline.training.fit import train_job
 
 FIT = Fit(epochs=5, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False)
 CONFIG = Distill(model=Component(name="resnet", width=4, blocks=[1, 1]), fit=FIT)
@@ -33,10 +34,6 @@ def run(config, tiny_data, teacher, tmp_path):
     )
 
 
-def files(directory):
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
-
-
 def test_a_student_learns_from_its_teacher(tiny_data, teacher, tmp_path):
     before = (teacher / "model.safetensors").read_bytes()
     out, metrics = run(CONFIG, tiny_data, teacher, tmp_path)
@@ -47,15 +44,14 @@ def test_a_student_learns_from_its_teacher(tiny_data, teacher, tmp_path):
 
 @pytest.mark.parametrize(("alone", "kept"), [(0.1, "distilled"), (1.1, "alone")])
 def test_of_distilled_and_alone_the_better_is_kept(tiny_data, teacher, tmp_path, monkeypatch, alone, kept):
-    really = distilling.train_job
     outs = {}
 
     def scored(job, settings):
-        metrics = dict(really(job, settings))
+        metrics = dict(train_job(job, settings))
         outs["distilled" if job.teacher else "alone"] = job.out
         return metrics if job.teacher else {**metrics, "validation_accuracy": alone}
 
-    monkeypatch.setattr(distilling, "train_job", scored)
+    monkeypatch.setattr("pipeline.stages.distill.train_job", scored)
     out, metrics = run(CONFIG.model_copy(update={"baseline": True}), tiny_data, teacher, tmp_path)
     record = json.loads((out / "baseline.json").read_text())
     assert record["kept"] == kept and record["validation_accuracy"]["alone"] == alone

@@ -10,22 +10,22 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 from torch import nn
 
-from pipeline.data import shards as prepared
+from pipeline.data import shards
 from pipeline.data.split import open_split
 from pipeline.errors import BudgetError, ModelError
 from pipeline.files import sha256
 from pipeline.models.checkpoint import save
 from pipeline.models.spec import Preprocessing, image_classifier
-from pipeline.records.candidates import Candidate, Candidates, Engines, Parity
-from pipeline.records.candidates import save as save_candidates
+from pipeline.records.candidates import Candidate, Candidates, save_candidates
+from pipeline.records.engines import Engines, save_engines
 from pipeline.records.evaluation import load_evaluation
-from pipeline.records.measures import Served
+from pipeline.records.measures import Parity, Served
 from pipeline.records.verdict import load_verdict
 from pipeline.report import plots
 from pipeline.serving.load.candidates import Load, Loads
 from pipeline.settings.gate import Budget, Evaluate
 from pipeline.settings.serving import Serving
-from pipeline.stages import evaluate as stage
+from pipeline.stages.evaluate import evaluate
 
 LABELS = ("zero", "one", "two", "three")
 SHAPE = (1, 4, 4)
@@ -70,6 +70,7 @@ def describe(name, file, root):
         size_bytes={"teacher": 1000, "int8": 100}.get(name, 400), precision="int8" if "int8" in name else "float32",
         target={"int8": "cpu", "int8_tensorrt": "tensorrt"}.get(name, "any"),
         source=name if name in {"teacher", "student", "pruned"} else "pruned",
+        made_by={"teacher": "train", "student": "distill", "pruned": "prune"}.get(name, "quantize"),
         parity=Parity(images=10, max_difference=0, mean_difference=0, changed_predictions=0),
     )  # fmt: skip
 
@@ -84,7 +85,7 @@ def inputs(tmp_path_factory):
         labels = np.arange(count) % len(LABELS)
         noisy = prototypes[labels] + rng.normal(0, 70, (count, *SHAPE))
         splits[split] = (noisy.clip(0, 255).astype(np.uint8), labels)
-    prepared.write(root / "data", name="made-up", labels=LABELS, splits=splits)
+    shards.write(root / "data", name="made-up", labels=LABELS, splits=splits)
     centred = (prototypes / 255 - prototypes.mean() / 255).reshape(len(LABELS), -1).T
     spec = image_classifier(f"{__name__}:Linear", {}, SHAPE, LABELS, Preprocessing(mean=(0.0,), std=(1.0,)))
     candidates = []
@@ -104,7 +105,7 @@ def inputs(tmp_path_factory):
     candidates.append(describe("int8_tensorrt", refused, root / "candidates"))
     save_candidates(root / "candidates", Candidates(candidates=tuple(candidates), labels=LABELS))
     (root / "engines").mkdir()
-    save_candidates(root / "engines", Engines(skipped="no GPU here"))
+    save_engines(root / "engines", Engines(skipped="no GPU here"))
     return root
 
 
@@ -125,7 +126,7 @@ def run(inputs, out, **changes):
     out.mkdir(exist_ok=True)
     folders = {name: inputs / name for name in ("data", "teacher", "student", "pruned", "candidates", "engines")}
     settings = {"budget": BUDGET, "serving": Serving(), "seed": 5, "out": out, "serve": stand_in}
-    return stage.evaluate(CONFIG, **folders | settings | changes)
+    return evaluate(CONFIG, **folders | settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def test_the_live_server_answers_as_the_files_do_and_is_left_as_it_was(inputs, t
     out = tmp_path / "out"
     out.mkdir()
     budget = Budget(accuracy_drop=0.2, size_ratio=2, speedup=0.01, served_speedup=0.01)
-    stage.evaluate(settings, **folders, budget=budget, serving=Serving(instances=1), seed=5, out=out)
+    evaluate(settings, **folders, budget=budget, serving=Serving(instances=1), seed=5, out=out)
     evaluation = load_evaluation(out)
     assert evaluation.host.triton == triton.server_version()
     for name in NOISE:

@@ -15,7 +15,7 @@ from pipeline.errors import DataError
 from pipeline.files import lock
 from pipeline.machine import workspace
 from pipeline.settings.data import Data
-from pipeline.stages import prepare_data as stage
+from pipeline.stages import prepare_data
 
 MAKE = """
 import sys
@@ -72,7 +72,7 @@ def root(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(out: Path, name: str = "toy") -> dict:
     out.mkdir(exist_ok=True)
-    return dict(stage.prepare_data(Data(dataset=name), out=out))
+    return dict(prepare_data.prepare_data(Data(dataset=name), out=out))
 
 
 def no_repro(target: str) -> None:
@@ -96,14 +96,14 @@ def test_builds_what_is_missing_then_does_nothing(
     assert facts["dvc_rev"] is None  # dvc.lock is not committed yet
 
     revision = commit(root)
-    monkeypatch.setattr(stage, "_reproduce", no_repro)
+    monkeypatch.setattr(prepare_data, "_reproduce", no_repro)
     assert run(tmp_path / "second") == metrics
     assert json.loads((tmp_path / "second" / "data.json").read_text()) == {**facts, "dvc_rev": revision}
 
 
 def test_changed_files_stop_it_by_name(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "out")
-    monkeypatch.setattr(stage, "_reproduce", no_repro)
+    monkeypatch.setattr(prepare_data, "_reproduce", no_repro)
     shutil.copytree(root / "data" / "toy", tmp_path / "good")
     (root / "data/toy/train/part-00000.arrow").write_bytes(b"damaged")
     (root / "data/toy/test/part-00000.arrow").unlink()
@@ -128,9 +128,9 @@ def test_failing_command_passes_on_its_words(
         f"#!/bin/sh\necho 'error: no source of toy'\necho 'failed to run: x, exited with {code}'\nexit 255\n"
     )
     dvc.chmod(0o755)
-    monkeypatch.setattr(stage.sys, "executable", str(dvc))
+    monkeypatch.setattr(prepare_data.sys, "executable", str(dvc))
     with pytest.raises(error, match=r"(?s)`dvc repro prepare@toy` failed.*error: no source of toy"):
-        stage._reproduce("prepare@toy")
+        prepare_data._reproduce("prepare@toy")
 
 
 @pytest.mark.integration

@@ -9,7 +9,6 @@ from pipeline.models.spec import load_spec
 from pipeline.settings.base import Component
 from pipeline.settings.compression import Prune
 from pipeline.settings.training import Distributed, Fit, Train
-from pipeline.stages import prune as pruning
 from pipeline.stages.prune import prune
 from pipeline.stages.train import train
 from pipeline.training.validation import evaluate
@@ -104,7 +103,7 @@ def test_rounds_that_no_method_can_take_are_refused_before_anything_is_read(meth
 def test_what_a_later_pruner_cannot_reach_is_refused_before_the_first_recovery(
     tiny_data, student, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pruning, "train_job", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr("pipeline.stages.prune.train_job", lambda *_: pytest.fail("trained"))
     methods = {"name": "channel", "keep_macs": 0.7}, {"name": "channel", "keep_macs": 0.01, "round_to": 4}
     with pytest.raises(ModelError, match=r"pruner\.keep_macs is 0\.01, but the least that resnet can keep"):
         run(chain(*methods, rounds=1), tiny_data, student, tmp_path)

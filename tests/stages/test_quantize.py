@@ -28,7 +28,7 @@ from pipeline.settings.training import Distributed, Finetune
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
 from pipeline.stages.quantize import quantize
-from pipeline.training import job as training
+from pipeline.training.job import run as run_job
 
 FIT = Finetune(epochs=1, batch_size=100, lr=0.01, crop_padding=0, horizontal_flip=False)
 
@@ -59,7 +59,7 @@ def trained(digits_data, digits_checkpoints, tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     (root / "out").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.fit.launch", lambda function, job, settings, scratch: training.run(job))
+        patch.setattr("pipeline.training.fit.launch", lambda function, job, settings, scratch: run_job(job))
         patch.setattr("pipeline.training.fit.processes", lambda settings: 1)
         config = Quantize(calibration_images=200, fit=FIT)
         metrics = quantize(config, **places(digits_data, digits_checkpoints, root))

@@ -5,6 +5,7 @@ import time
 import psutil
 import pytest
 import torch
+from training_toys import files
 
 from pipeline.data.split import open_split
 from pipeline.errors import DataError, SettingsError
@@ -18,10 +19,6 @@ CONFIG = Train(
     model=Component(name="resnet", width=4, blocks=[1, 1]),
     fit=Fit(epochs=6, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False),
 )
-
-
-def files(directory):
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.mark.integration

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.data import facts as data_summary
-from pipeline.data import shards as data
 from pipeline.data.datasets.digits import Digits
 from pipeline.data.divide import divide
+from pipeline.data.facts import Pixels, class_table, image_tables, read
 from pipeline.data.manifest import load_manifest
+from pipeline.data.shards import read_shard, write
 from pipeline.data.split import open_split
 from pipeline.errors import DataError
 from pipeline.machine import workspace
@@ -41,7 +41,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = Digits()
     dataset.fetch(directory / "raw")
     splits, dropped = divide(dataset.read(directory / "raw"), 180, seed=17)
-    data.write(
+    write(
         directory / "good", name="digits", labels=dataset.labels, splits=splits, dropped=dropped, shard_bytes=256 * 64
     )
     return directory / "good"
@@ -49,7 +49,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rewrite(path: Path, change: Callable[[np.ndarray, np.ndarray], tuple[pa.Array, pa.Array]]) -> None:
     """Write the shard again as `change` of its images (rows, pixels) and labels (rows,)."""
-    batch = data.read_shard(path)
+    batch = read_shard(path)
     images = batch["image"].values.to_numpy().reshape(batch.num_rows, -1).copy()
     image, label = change(images, batch["label"].to_numpy().copy())
     new = pa.record_batch({"image": image, "label": label})
@@ -164,31 +164,29 @@ def test_other_shapes_and_types_are_facts_and_no_crash(digits: Path, tmp_path: P
     rewrite(bad / "train/part-00001.arrow", lambda x, y: (pa.array([row.tobytes() for row in x]), pa.array(y)))
     rewrite(bad / "train/part-00002.arrow", lambda x, y: (pixels(x), pa.array([str(label) for label in y])))
     manifest = load_manifest(bad)
-    shards, splits = data_summary.read(bad, manifest)
+    shards, splits = read(bad, manifest)
     facts = {row["where"]: (row["file_is"], row["image_type"], row["label_type"]) for row in shards.to_pylist()}
     assert facts["train/part-00000.arrow"] == (None, "fixed_size_list<item: uint8>[49]", "int32")
     assert facts["train/part-00001.arrow"] == (None, "binary", "int32")
     assert facts["train/part-00002.arrow"] == (None, "fixed_size_list<item: uint8>[64]", "string")
-    images = data_summary.image_tables(splits)["train"]
+    images = image_tables(splits)["train"]
     assert images["pixels"].to_pylist().count(49) == 256
     assert images.num_rows == 1257 - 256
     assert images["label"].null_count == 256
-    classes, _ = data_summary.class_table(splits, manifest)
+    classes, _ = class_table(splits, manifest)
     assert sum(classes["images"].to_pylist()[:10]) == 1257 - 3 * 256
 
 
 def test_drift_is_what_chance_cannot_explain(digits: Path) -> None:
     manifest = load_manifest(digits)
-    _, splits = data_summary.read(digits, manifest)
-    classes, _ = data_summary.class_table(splits, manifest)
+    _, splits = read(digits, manifest)
+    classes, _ = class_table(splits, manifest)
     assert max(classes["drift"].to_pylist()) < LIMITS.max_pixel_drift
     shifted = {
-        split: [
-            data_summary.Pixels(s.path, np.minimum(s.images.astype(np.float64) + 60, 255), s.labels) for s in shards
-        ]
+        split: [Pixels(s.path, np.minimum(s.images.astype(np.float64) + 60, 255), s.labels) for s in shards]
         for split, shards in splits.items()
     }
-    classes, _ = data_summary.class_table(shifted, manifest)
+    classes, _ = class_table(shifted, manifest)
     assert min(classes["drift"].to_pylist()) > LIMITS.max_pixel_drift
 
 

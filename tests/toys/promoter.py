@@ -14,8 +14,8 @@ from serving_toys import QUICK, Registry, artifact, golden
 
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.promotion import preflight
-from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.triton.client import Client
 from pipeline.settings.serving import Serving
 
@@ -34,7 +34,7 @@ def promote(directory: str, factor: float, model: str, registry: str, kill_at: s
     tags = {"verdict": "PROMOTE", "candidate": what.candidate}
     settings = Serving(model=model, max_batch_size=8, instances=1)
     with Client() as client:
-        promotion.promote(settings, what, golden(what), Registry(Path(registry)), tags, client, QUICK)
+        promote_artifact(settings, what, golden(what), Registry(Path(registry)), tags, client, QUICK)
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
 from pipeline.models.spec import ModelSpec, Preprocessing, image_classifier
-from pipeline.records.candidates import ENGINE_FILE, Candidate, Candidates, Engine, Parity, Profile, save
+from pipeline.records.candidates import Candidate, Candidates, save_candidates
+from pipeline.records.engines import ENGINE_FILE, Engine, Profile
+from pipeline.records.measures import Parity
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.triton import disk, server
 from pipeline.serving.triton.calls import Answer, Served
@@ -84,7 +86,7 @@ def write_candidates(directory, names=("teacher", "int8")):
                 parity=parity,
             )
         )
-    save(directory, Candidates(candidates=tuple(listed), labels=spec().labels))
+    save_candidates(directory, Candidates(candidates=tuple(listed), labels=spec().labels))
     return directory
 
 

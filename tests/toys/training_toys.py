@@ -74,3 +74,8 @@ class Difference:
 
     def __call__(self, student_logits, teacher_logits, labels):
         return (student_logits - teacher_logits).abs().mean()
+
+
+def files(directory):
+    """The paths of all files in a directory."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.tracking import closure as closures
-from pipeline.tracking.closure import closure, module_of
+from pipeline.tracking.closure import _Reader, closure, module_of
 
 
 @pytest.fixture
@@ -142,7 +141,7 @@ def test_a_file_with_a_mistake_and_a_missing_module_are_left_to_the_stage(packag
 
 
 def test_components_named_in_the_code_are_followed():
-    reader = closures._Reader()
+    reader = _Reader()
     reader.visit(ast.parse("components.find('losses', 'kd'); build('losses', name); find('a', 'b')"))
     assert reader.quoted == {"pipeline.training.losses.kd"}
     assert module_of("losses", "mine.losses:Focal") == "mine.losses"

@@ -20,12 +20,12 @@ def test_a_version_comes_back_with_all_its_files_byte_by_byte(registry, tmp_path
     from serving_toys import artifact, golden
 
     from pipeline.serving.promotion.pull import pull
-    from pipeline.serving.triton import golden as answers
+    from pipeline.serving.triton.golden import save_golden
 
     one = artifact(tmp_path, 1.0)
     tags = {"sha256": one.sha256, "verdict": "PROMOTE", "candidate": "int8"}
     version = registry.register("proxy", one.onnx.parent, tags)
-    answers.save(tmp_path / "golden.safetensors", golden(one))
+    save_golden(tmp_path / "golden.safetensors", golden(one))
     registry.attach("proxy", version, tmp_path / "golden.safetensors")
     pulled = pull(registry, "proxy", version, tmp_path / "pulled")
     assert pulled.artifact.onnx.read_bytes() == one.onnx.read_bytes()

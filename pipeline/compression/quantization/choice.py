@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.split import Split, open_split
 from pipeline.evaluation.intervals import mcnemar
+from pipeline.protocols import Metrics
 from pipeline.records.quantization import QAT
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
@@ -41,6 +42,18 @@ def compare(files: Mapping[str, Path], data: Path) -> dict[str, Any]:
             accuracies[QAT], accuracies[PTQ], chance, CHANCE,
         )  # fmt: skip
     return {"kept": kept, "validation_accuracy": accuracies, "p": chance}
+
+
+def training_metrics(record: Mapping[str, Any]) -> Metrics:
+    """Return the numbers of what `compare` found, and how long the ``training`` beside it took."""
+    accuracies = record["validation_accuracy"]
+    return {
+        **{f"{name}_validation_accuracy": value for name, value in accuracies.items()},
+        "qat_gain": accuracies[QAT] - accuracies[PTQ],
+        "qat_p": record["p"],
+        "qat_kept": float(record["kept"] == QAT),
+        "qat_seconds": record["training"]["seconds"],
+    }
 
 
 def answered_right(file: Path, split: Split) -> NDArray[np.bool_]:

@@ -11,7 +11,6 @@ network. So training begins with the very model that quantization without traini
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, fx, nn
 
 from pipeline.errors import ModelError
+from pipeline.files import write_json
 from pipeline.models import surgery
 from pipeline.models.spec import ModelSpec
 
@@ -150,7 +150,7 @@ class Rounding:
 
     def files(self, network: nn.Module, out: Path) -> None:
         """Write `RANGES_FILE`."""
-        (out / RANGES_FILE).write_text(json.dumps(ranges(network), indent=2) + "\n", encoding="utf-8")
+        write_json(out / RANGES_FILE, ranges(network))
 
     def restore(self, network: nn.Module) -> nn.Module:
         """Return the network that is not rounded, on the CPU."""

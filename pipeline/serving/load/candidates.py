@@ -12,11 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.intervals import TURNS, typical
+from pipeline.evaluation.quality import served_parity
+from pipeline.models.spec import load_spec
 from pipeline.progress.events import report
+from pipeline.records.candidates import Candidate
+from pipeline.records.evaluation import Measured
 from pipeline.records.measures import Interval, Served
+from pipeline.runners.candidates import Subjects
 from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed, LoadResult
 from pipeline.serving.triton.client import Client
+from pipeline.serving.triton.golden import TOLERANCE
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
 from pipeline.settings.gate import Evaluate
@@ -47,23 +53,43 @@ class Loads:
     """Its version."""
     candidates: Mapping[str, Load]
 
+    def added_to(self, measured: Sequence[Measured], here: Mapping[str, NDArray[np.float32]]) -> tuple[Measured, ...]:
+        """Return `measured` with the load that each was under, and its answers beside those of the same file.
+
+        `here` holds, by candidate, what the files answer to the same images in this process, (at least n, classes).
+        """
+        return tuple(
+            one.model_copy(
+                update={
+                    "served": load.served,
+                    "served_parity": served_parity(load.answers, here[one.name], TOLERANCE),
+                }
+            )
+            if (load := self.candidates.get(one.name))
+            else one
+            for one in measured
+        )
+
 
 def measure_candidates(
-    config: Evaluate, serving: Serving, artifacts: Sequence[Artifact], images: NDArray[np.uint8]
+    config: Evaluate, serving: Serving, subjects: Subjects, candidates: Sequence[Candidate]
 ) -> Loads:
     """Load all candidates into the live server under temporary names and measure them in turns.
 
     Args:
         config: concurrencies, seconds of each measurement, level of the intervals.
         serving: how Triton serves each candidate.
-        artifacts: the candidates.
-        images: real ones, (N, C, H, W); sent in turn.
+        subjects: where the candidates' files are, and the images that are sent in turn.
+        candidates: which of them are measured.
 
     Raises:
         PromotionError: a candidate cannot be loaded.
         TritonError: the server cannot be reached.
         RuntimeError: it answers nothing.
     """
+    files = [(subjects.directory / one.file, one) for one in candidates]
+    artifacts = [Artifact(file, load_spec(file.parent), one.sha256, one.name) for file, one in files]
+    images = subjects.sample_images
     with Client() as client, temporary_models(serving, artifacts, client) as names:
         few = images[: min(_PARITY_IMAGES, serving.max_batch_size)]
         answers = {name: client.predict(model, few) for name, model in names.items()}

@@ -9,7 +9,6 @@ patience it goes on until they do.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.machine import places
+from pipeline.machine.cpu import cores
 from pipeline.serving.load import closed_loop, counters, open_loop, requests, result
 from pipeline.serving.load.processes import SILENCE_SECONDS, WINDOWS, Watch, drive
 from pipeline.serving.load.result import Closed, LoadResult, Open
@@ -109,8 +109,7 @@ def run(
 
 
 def _maximum_processes(load: Closed | Open) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, load.concurrency) if isinstance(load, Closed) else cores
+    return min(cores(), load.concurrency) if isinstance(load, Closed) else cores()
 
 
 def _shares(load: Closed | Open, processes: int) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import Any
 
 from pipeline.errors import FlyweightError, PromotionError, near_miss
 from pipeline.machine import places
+from pipeline.machine.cpu import cores
+from pipeline.records.candidates import MODEL_FILE
 from pipeline.serving.load import report, tuning
 from pipeline.serving.load.measure import run
 from pipeline.serving.load.result import Closed
 from pipeline.serving.load.sweep import finite
 from pipeline.serving.load.tuning import TUNED, Figures, Trial, Tuning
-from pipeline.serving.triton import artifact as artifacts
 from pipeline.serving.triton import repository
+from pipeline.serving.triton.artifact import from_file, made_up
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import temporary_models
@@ -35,14 +36,14 @@ def promoted(model: str) -> Artifact:
     """Return the newest version of `model` that its config names, as an artifact. Raises `FlyweightError`."""
     directory = places.triton_repository() / model
     versions = repository.served_versions(directory)
-    file = directory / str(versions[-1]) / repository.MODEL_FILE if versions else directory
+    file = directory / str(versions[-1]) / MODEL_FILE if versions else directory
     if not file.is_file():
         there = sorted(path.parent.name for path in places.triton_repository().glob(f"*/{repository.CONFIG_FILE}"))
         raise FlyweightError(
             f"{model!r} has not been promoted into {places.triton_repository()}; it holds: {', '.join(there) or 'nothing'}"
             f"{near_miss(model, there)}. Promote it first, or name a file with --onnx"
         )
-    return artifacts.from_file(file)
+    return from_file(file)
 
 
 def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifact, seconds: float) -> Tuning:
@@ -60,7 +61,7 @@ def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifac
         TritonError: the server cannot be reached.
     """
     trial = replace(artifact, candidate="trial")
-    inputs = artifacts.made_up(artifact.spec, _ROWS)
+    inputs = made_up(artifact.spec, _ROWS)
     if not artifact.spec.batched:
         inputs = {name: array[None] for name, array in inputs.items()}
 
@@ -88,7 +89,7 @@ def search(serving: Serving, budget: Budget, promote: Promote, artifact: Artifac
             serving,
             serve,
             measure,
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=cores(),
             concurrency=budget.at_concurrency,
             p99_ms=budget.p99_ms,
             batches=artifact.spec.batched,

@@ -11,11 +11,13 @@ from pathlib import Path
 from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
+from pipeline.records.candidates import MODEL_FILE
+from pipeline.records.engines import PLAN_FILE
 from pipeline.serving.promotion.ledger import Ledger
 from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import READY, Control, states
 from pipeline.serving.triton.errors import TritonError
-from pipeline.serving.triton.golden import GOLDEN_FILE
+from pipeline.serving.triton.golden import GOLDEN_FILE, load_golden
 
 RESTART = "restart Triton (`flyweight down`, `flyweight up`): what is on disk is right, and a restart serves it"
 
@@ -51,7 +53,7 @@ class Change:
     def trouble(self, version: int) -> str | None:
         """Return what keeps `version` from being what unpinned requests get, or None. Raises `TritonError`."""
         directory = self.version_directory(version)
-        demanded = golden.load(directory / GOLDEN_FILE)
+        demanded = load_golden(directory / GOLDEN_FILE)
         attested = any(
             output.name == repository.ATTESTED
             for output in repository.read_config(directory / repository.CONFIG_FILE).output
@@ -117,7 +119,7 @@ class Change:
                 return f"{directory / name} is missing"
         manifest = json.loads((directory / repository.MANIFEST_FILE).read_text(encoding="utf-8"))
         engine = "plan_sha256" in manifest
-        model = directory / (repository.PLAN_FILE if engine else repository.MODEL_FILE)
+        model = directory / (PLAN_FILE if engine else MODEL_FILE)
         wanted = manifest["plan_sha256" if engine else "sha256"]
         python = repository.read_config(directory / repository.CONFIG_FILE).backend == "python"
         backend = (

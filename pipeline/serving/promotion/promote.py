@@ -30,6 +30,7 @@ from pipeline.errors import ModelError, PromotionError
 from pipeline.files import sync
 from pipeline.machine import places
 from pipeline.protocols import Registry
+from pipeline.records.candidates import MODEL_FILE
 from pipeline.serving.promotion import canary, ledger, preflight, probes
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.observe import observe
@@ -38,7 +39,7 @@ from pipeline.serving.promotion.repair import repair_or_raise
 from pipeline.serving.triton import disk, golden, repository
 from pipeline.serving.triton.control import Control, is_reachable, wait_until_gone
 from pipeline.serving.triton.errors import TritonError
-from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
+from pipeline.serving.triton.golden import GOLDEN_FILE, Golden, save_golden
 from pipeline.serving.triton.lint import lint
 from pipeline.serving.triton.repository import Artifact
 from pipeline.serving.triton.temporary import refusal, remove_models
@@ -60,7 +61,7 @@ class Promotion:
     """These bytes under these settings served already; nothing was changed."""
 
 
-def promote(
+def promote_artifact(
     serving: Serving,
     artifact: Artifact,
     demanded: Golden,
@@ -104,7 +105,7 @@ def promote(
         try:
             staged = _stage(change, artifact, serving, demanded, number)
             registry.attach(model, number, staged / GOLDEN_FILE)
-            model_file = staged / repository.MODEL_FILE
+            model_file = staged / MODEL_FILE
             whole = model_file if model_file.is_file() else artifact.onnx  # an engine answers on its GPU alone
             _preflight(change, whole, demanded, serving.threads, config, number)
         except (PromotionError, ModelError) as error:
@@ -209,7 +210,7 @@ def _stage(change: Change, artifact: Artifact, serving: Serving, demanded: Golde
     repository.write_model(place, artifact, serving, version)
     lint(artifact, serving)
     directory = place / str(version)
-    golden.save(directory / GOLDEN_FILE, demanded)
+    save_golden(directory / GOLDEN_FILE, demanded)
     sync([directory / GOLDEN_FILE, directory])
     change.ledger.append(ledger.STAGED, version=version)
     return directory

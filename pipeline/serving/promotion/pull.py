@@ -10,9 +10,9 @@ from pipeline.errors import PromotionError
 from pipeline.files import sha256
 from pipeline.models.spec import load_spec
 from pipeline.protocols import Registry
-from pipeline.serving.triton import golden
-from pipeline.serving.triton.golden import GOLDEN_FILE, Golden
-from pipeline.serving.triton.repository import MODEL_FILE, Artifact
+from pipeline.records.candidates import MODEL_FILE
+from pipeline.serving.triton.golden import GOLDEN_FILE, Golden, load_golden
+from pipeline.serving.triton.repository import Artifact
 
 VERDICT = "verdict"
 PASSED, BY_HAND = "PROMOTE", "by hand"
@@ -55,4 +55,4 @@ def pull(registry: Registry, model: str, version: int, directory: Path) -> Pulle
             f"has changed. Do not serve it; run `flyweight export_onnx` again"
         )
     artifact = Artifact(directory / MODEL_FILE, load_spec(directory), found, tags.get("candidate", "registered"))
-    return Pulled(version, artifact, golden.load(directory / GOLDEN_FILE), tags)
+    return Pulled(version, artifact, load_golden(directory / GOLDEN_FILE), tags)

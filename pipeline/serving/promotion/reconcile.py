@@ -17,9 +17,9 @@ from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.promote import CHAMPION, finish
 from pipeline.serving.promotion.pull import pull
 from pipeline.serving.promotion.repair import Finding, repair
-from pipeline.serving.triton import disk, golden, repository
+from pipeline.serving.triton import disk, repository
 from pipeline.serving.triton.control import Control
-from pipeline.serving.triton.golden import GOLDEN_FILE
+from pipeline.serving.triton.golden import GOLDEN_FILE, load_golden, save_golden
 from pipeline.settings.serving import Promote, Serving
 
 
@@ -87,7 +87,7 @@ def _fetch(change: Change, serving: Serving, registry: Registry, version: int) -
         fresh = room / str(version)
         repository.write_version(fresh, pulled.artifact, serving, version)
         _keep_config(change, version, fresh)
-        golden.save(fresh / GOLDEN_FILE, pulled.golden)
+        save_golden(fresh / GOLDEN_FILE, pulled.golden)
         sync([fresh / GOLDEN_FILE, fresh])
         place = change.version_directory(version)
         if place.exists():
@@ -112,7 +112,7 @@ def _end(change: Change, registry: Registry, config: Promote, version: int) -> l
     alias = registry.aliases(change.model).get(CHAMPION)
     if not unobserved and alias == version:
         return []
-    demanded = golden.load(change.version_directory(version) / GOLDEN_FILE)
+    demanded = load_golden(change.version_directory(version) / GOLDEN_FILE)
     try:
         finish(change, registry, config, version, change.ledger.before(version), demanded, None)
     except PromotionError as error:  # it was taken back, as it would have been by the promotion itself

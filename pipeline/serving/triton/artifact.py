@@ -7,6 +7,7 @@ without a batch axis.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,18 +48,15 @@ def from_file(file: Path, labels: Sequence[str] = (), inputs: Mapping[str, NDArr
     return Artifact(file, spec.model_copy(update={"labels": tuple(labels)}), sha256(file), candidate=file.stem)
 
 
-def golden(artifact: Artifact, inputs: Mapping[str, NDArray], threads: int = 1) -> Golden:
+def golden_answers(artifact: Artifact, inputs: Mapping[str, NDArray], threads: int = 1) -> Golden:
     """Return `inputs`, shaped as the graph has them, with what ONNX Runtime in this process answers.
 
     The result has the shapes that a client sees: what has no axis of its own has one of length 1 in Triton. Raises
     `PromotionError` where the model does not take `inputs`.
     """
     spec = artifact.spec
-    runner = OnnxRunner(artifact.onnx, threads)
-    try:
+    with contextlib.closing(OnnxRunner(artifact.onnx, threads)) as runner:
         outputs = _answers(runner, inputs, artifact.onnx)
-    finally:
-        runner.close()
     return Golden(_as_seen(inputs, spec.inputs), _as_seen(outputs, spec.outputs), spec.batched)
 
 
@@ -85,8 +83,7 @@ def made_up(spec: ModelSpec, rows: int, seed: int = 0) -> dict[str, NDArray]:
 def _rows_are_alone(file: Path, inputs: Mapping[str, NDArray]) -> bool:
     """Return whether a batch is answered as its rows are one by one."""
     rows = {len(array) if array.ndim else 0 for array in inputs.values()}
-    runner = OnnxRunner(file)
-    try:
+    with contextlib.closing(OnnxRunner(file)) as runner:
         together = _answers(runner, inputs, file)
         if len(rows) != 1 or any(len(np.atleast_1d(whole)) not in rows for whole in together.values()):
             return False
@@ -95,8 +92,6 @@ def _rows_are_alone(file: Path, inputs: Mapping[str, NDArray]) -> bool:
             if not all(_alike(together[name][row : row + 1], alone[name]) for name in together):
                 return False
         return True
-    finally:
-        runner.close()
 
 
 def _alike(one: NDArray, other: NDArray) -> bool:

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline import files
 from pipeline.errors import PromotionError
-from pipeline.files import lock as lock_file
 from pipeline.files import move_over, sync
 from pipeline.machine import places
 
@@ -31,7 +31,7 @@ def staging() -> Path:
 def lock(model: str) -> Iterator[None]:
     """Hold the lock of `model`, under which alone it is changed. Raises `BlockingIOError` if another process has it."""
     refusal = f"another process is changing what {model} serves; try again when it is done"
-    with lock_file(places.serving() / "lock" / model, refusal):
+    with files.lock(places.serving() / "lock" / model, refusal):
         yield
 
 

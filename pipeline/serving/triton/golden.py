@@ -43,7 +43,7 @@ class Golden:
         return {name: array[index : index + 1] for name, array in self.inputs.items()}
 
 
-def save(path: Path, golden: Golden) -> None:
+def save_golden(path: Path, golden: Golden) -> None:
     """Write `golden` to a safetensors file."""
     tensors = {f"input:{name}": np.ascontiguousarray(array) for name, array in golden.inputs.items()}
     tensors |= {f"output:{name}": np.ascontiguousarray(array) for name, array in golden.outputs.items()}
@@ -52,8 +52,8 @@ def save(path: Path, golden: Golden) -> None:
     save_file(tensors, path)
 
 
-def load(path: Path) -> Golden:
-    """Return what `save` wrote. Raises `PromotionError`."""
+def load_golden(path: Path) -> Golden:
+    """Return what `save_golden` wrote. Raises `PromotionError`."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -11,19 +11,22 @@ from collections.abc import Iterator
 from pipeline.errors import ModelError, PromotionError
 from pipeline.models.onnx_spec import read_spec
 from pipeline.models.spec import TensorSpec
-from pipeline.records.candidates import load_engine
+from pipeline.records.engines import load_engine
 from pipeline.serving.triton.repository import ATTESTED, Artifact
 from pipeline.settings.serving import Serving
 
 
 def lint(artifact: Artifact, serving: Serving) -> None:
     """Raise `PromotionError` with a line for every way in which spec, settings and file do not fit each other."""
-    problems = [*serving.contradictions(), *_interface(artifact), *_labels(artifact), *_bare(artifact, serving)]
-    if serving.backend == "tensorrt":
-        problems += _engine(artifact, serving)
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
+    if found := problems(artifact, serving):
+        listed = "\n".join(f"  - {problem}" for problem in found)
         raise PromotionError(f"candidate {artifact.candidate!r} cannot be served as it is configured:\n{listed}")
+
+
+def problems(artifact: Artifact, serving: Serving) -> list[str]:
+    """Return every way in which spec, settings and file do not fit each other, as a sentence."""
+    found = [*serving.contradictions(), *_interface(artifact), *_labels(artifact), *_bare(artifact, serving)]
+    return found + (list(_engine(artifact, serving)) if serving.backend == "tensorrt" else [])
 
 
 def _interface(artifact: Artifact) -> Iterator[str]:

@@ -28,9 +28,10 @@ from tritonclient.grpc.model_config_pb2 import (
 )
 
 from pipeline.errors import PromotionError
-from pipeline.files import sha256, sync
+from pipeline.files import sha256, sync, write_json
 from pipeline.models.spec import ModelSpec, TensorSpec
-from pipeline.records.candidates import load_engine
+from pipeline.records.candidates import MODEL_FILE
+from pipeline.records.engines import PLAN_FILE, load_engine
 from pipeline.serving.triton.server import RESOURCE, TEMPORARY
 from pipeline.settings.serving import Serving
 
@@ -40,8 +41,6 @@ BESIDE_BACKEND = tuple(sorted(BACKEND.parent.glob("flyweight_*.py")))
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 MANIFEST_FILE = "manifest.json"
-MODEL_FILE = "model.onnx"
-PLAN_FILE = "model.plan"
 ATTEST, ATTESTED = "attest", "model_sha256"
 """The request parameter that asks for the served bytes' hash, and the output that holds it; model.py has the same."""
 
@@ -176,7 +175,7 @@ def write_version(directory: Path, artifact: Artifact, serving: Serving, version
         # The Python backend writes its cache beside model.py, which Triton takes for a new version of the model; a file
         # in the cache's place keeps it away.
         (directory / "__pycache__").touch()
-    (directory / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / MANIFEST_FILE, manifest)
     (directory / CONFIG_FILE).write_text(config_pbtxt(artifact.spec, serving, [version]), encoding="utf-8")
     (directory / LABELS_FILE).write_text(labels_text(artifact.spec), encoding="utf-8")
     sync([*directory.iterdir(), directory])

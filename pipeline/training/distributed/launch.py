@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline import errors
+from pipeline.machine.cpu import cores
 from pipeline.settings.training import Distributed
 
 _GRACE_SECONDS = 5
@@ -33,7 +34,7 @@ def processes(settings: Distributed) -> int:
     """Return how many processes `settings` mean on this machine."""
     if settings.nproc != "auto":
         return settings.nproc
-    return torch.cuda.device_count() or min(2, _cores())
+    return torch.cuda.device_count() or min(2, cores())
 
 
 def launch(function: str, job: Mapping[str, Any], settings: Distributed, scratch: Path) -> None:
@@ -58,7 +59,7 @@ def launch(function: str, job: Mapping[str, Any], settings: Distributed, scratch
         "job": dict(job),
         "backend": _backend(settings),
         "meeting": str((meeting / "workers").resolve()),
-        "threads": max(1, _cores() // count),
+        "threads": max(1, cores() // count),
     }
     task_file = meeting / "task.json"
     task_file.write_text(json.dumps(task), encoding="utf-8")
@@ -164,7 +165,3 @@ def _backend(settings: Distributed) -> str:
     if settings.backend != "auto":
         return settings.backend
     return "nccl" if torch.cuda.is_available() else "gloo"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,5 +1,6 @@
 """Every file of `models/` answers, learns, comes back from a checkpoint and can be pruned."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from pipeline.export import onnx_graph
 from pipeline.models import checkpoint
 from pipeline.models.size import macs
 from pipeline.models.spec import Preprocessing, image_classifier
+from pipeline.runners.onnx_runner import OnnxRunner
 
 
 @pytest.fixture(params=components.names("models"))
@@ -54,5 +56,10 @@ def test_it_can_be_pruned_and_rebuilt(spec, network):
     assert torch.equal(rebuilt.eval()(images), network.eval()(images))
 
 
-def test_it_can_become_an_onnx_graph(spec):
+def test_it_becomes_an_onnx_graph_that_answers_alike(spec, network, tmp_path):
     onnx_graph.check_exportable(spec)
+    onnx_graph.export(spec, network.eval(), tmp_path / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (3, 2, 16, 16), np.uint8)
+    found = OnnxRunner(tmp_path / "model.onnx")({"image": images})["logits"]
+    expected = checkpoint.WithPreprocessing(spec, network).eval()(torch.tensor(images)).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

@@ -12,7 +12,7 @@ from pipeline.cli.main import main
 from pipeline.errors import FlyweightError
 from pipeline.serving.load import measure, requests, tuning, tuning_run
 from pipeline.serving.load.result import Closed, Open
-from pipeline.serving.triton import artifact as artifacts
+from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.temporary import temporary_models
 from pipeline.settings.gate import Budget
@@ -54,7 +54,7 @@ def test_an_open_loop_sends_at_its_rate(served):
 
 
 def test_a_model_with_two_inputs_takes_load_too(triton, tmp_path):
-    simple = artifacts.from_file(add_sub(tmp_path / "simple.onnx"))
+    simple = from_file(add_sub(tmp_path / "simple.onnx"))
     with temporary_models(Serving(model="loaded", instances=1), [simple]) as names:
         with Client() as client:
             inputs = requests.zeros(client.metadata(names["simple"]))

@@ -12,14 +12,15 @@ from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import canary, history, ledger
-from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.canary import Evaluator, Pair
+from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton.backend.flyweight_messages import receive_message, send_message
 from pipeline.serving.triton.errors import TritonError
-from pipeline.serving.triton.repository import CONFIG_FILE
+from pipeline.serving.triton.repository import CONFIG_FILE, Artifact
 from pipeline.settings.serving import Promote
 
 TRY = QUICK.model_copy(
@@ -70,7 +71,7 @@ def promote(home, fake, registry, serving, in_process, monkeypatch):
     monkeypatch.setattr(canary, "_COPIES_SECONDS", 2.0)
 
     def run(what, config=TRY, settings=serving):
-        return promotion.promote(settings, what, golden(what), registry, {"verdict": "PROMOTE"}, fake, config)
+        return promote_artifact(settings, what, golden(what), registry, {"verdict": "PROMOTE"}, fake, config)
 
     return run
 
@@ -232,7 +233,7 @@ def test_what_a_killed_promoter_left_is_removed(home, fake, one, promote, regist
 
     with Copy(), monkeypatch.context() as patch:
         patch.setattr(Evaluator, "verdict", kill)
-        patch.setattr(promotion, "remove_models", lambda *_: [])
+        patch.setattr("pipeline.serving.promotion.promote.remove_models", lambda *_: [])
         with pytest.raises(Killed):
             promote(artifact(home, 2.0))
     socket_path("proxy").with_suffix(".kept").rename(socket_path("proxy"))
@@ -256,7 +257,7 @@ def test_the_first_version_has_no_live_requests(home, promote):
 def test_a_champion_of_a_native_backend_hands_nothing_over(home, one, promote):
     config = home / "triton_repo" / "proxy" / "1" / CONFIG_FILE
     config.write_text(config.read_text().replace('backend: "python"', 'backend: "onnxruntime"'))
-    change = promotion.Change("proxy", None, 1.0)
+    change = Change("proxy", None, 1.0)
     with pytest.raises(
         PromotionError, match=r"'onnxruntime', which hands no requests over: only .* Promote without it"
     ):
@@ -270,9 +271,7 @@ def test_a_limit_of_never_is_refused_at_once(home, one, promote):
 
 
 def test_another_interface_cannot_answer_the_champions_requests(home, fake, one, promote):
-    other = promotion.Artifact(
-        one.onnx, one.spec.model_copy(update={"labels": ("a", "b", "c")}), one.sha256, one.candidate
-    )
+    other = Artifact(one.onnx, one.spec.model_copy(update={"labels": ("a", "b", "c")}), one.sha256, one.candidate)
     with pytest.raises(PromotionError, match="takes or gives other tensors or labels than version 1"):
         promote(other)
     nothing_left(home, fake)

@@ -11,9 +11,9 @@ from serving_toys import QUICK, Clients, Registry, artifact, golden
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import ledger
-from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.relay import socket_path
 from pipeline.serving.triton import repository
@@ -61,7 +61,7 @@ def promote(client, model, tmp_path, in_process):
 
     def run(what, config=TRY):
         settings = Serving(model=model, max_batch_size=8, instances=1)
-        return promotion.promote(settings, what, golden(what), registry, {"verdict": "PROMOTE"}, client, config)
+        return promote_artifact(settings, what, golden(what), registry, {"verdict": "PROMOTE"}, client, config)
 
     run.registry = registry
     return run
@@ -134,13 +134,14 @@ def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, mo
         "from pathlib import Path\n"
         "from serving_toys import Registry, OnnxRunner, artifact, golden\n"
         "from pipeline.settings.serving import Promote, Serving\n"
-        "from pipeline.serving.promotion import preflight, promote as promotion\n"
+        "from pipeline.serving.promotion import preflight\n"
+        "from pipeline.serving.promotion.promote import promote_artifact\n"
         "from pipeline.serving.triton.client import Client\n"
         "preflight.answers = lambda onnx, inputs, threads, timeout: OnnxRunner(onnx, threads)(inputs)\n"
         "home = Path(sys.argv[3]); what = artifact(home, 2.0); registry = Registry(home / 'registry.json')\n"
         "config = Promote.model_validate_json(sys.argv[4]); settings = Serving(model=sys.argv[5], max_batch_size=8, instances=1)\n"
         "with Client() as client:\n"
-        "    promotion.promote(settings, what, golden(what), registry, {'verdict': 'PROMOTE'}, client, config)\n"
+        "    promote_artifact(settings, what, golden(what), registry, {'verdict': 'PROMOTE'}, client, config)\n"
     )
     # Nothing may end it before it is killed, slow answers on a busy machine neither.
     patient = {"live_requests": 10**6, "live_timeout_ms": 20_000.0, "live_s": 600.0}

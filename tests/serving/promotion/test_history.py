@@ -3,8 +3,8 @@ from serving_toys import QUICK, artifact, golden
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import history
-from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.retention import gc
 from pipeline.serving.promotion.rollback import rollback
 
@@ -12,7 +12,7 @@ from pipeline.serving.promotion.rollback import rollback
 def test_each_change_is_a_line(home, fake, registry, serving, in_process):
     def promote(factor, demanded=None):
         what = artifact(home, factor)
-        promotion.promote(serving, what, demanded or golden(what), registry, {}, fake, QUICK)
+        promote_artifact(serving, what, demanded or golden(what), registry, {}, fake, QUICK)
         return what
 
     assert history.events("proxy") == []

@@ -1,21 +1,11 @@
 import json
 
-import pytest
-from serving_toys import artifact, golden
+from serving_toys import golden
 
 from pipeline.progress import events
 from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.observe import observe
-from pipeline.serving.triton.repository import write_model
-from pipeline.settings.serving import Promote, Serving
-
-
-@pytest.fixture
-def served(home, fake):
-    what = artifact(home, 1.0)
-    write_model(home / "triton_repo" / "proxy", what, Serving(instances=1), 1)
-    fake.load("proxy", 1.0)
-    return what
+from pipeline.settings.serving import Promote
 
 
 def watch(fake, what, before=None, **settings):

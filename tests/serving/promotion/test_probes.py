@@ -1,13 +1,12 @@
 import math
 
 import pytest
-from serving_toys import FakeTriton, artifact, golden
+from serving_toys import FakeTriton, golden
 
 from pipeline.serving.promotion import probes
 from pipeline.serving.promotion.probes import Limits, Probes
 from pipeline.serving.triton.errors import TritonError
-from pipeline.serving.triton.repository import write_model
-from pipeline.settings.serving import Promote, Serving
+from pipeline.settings.serving import Promote
 
 NONE = Limits(p99_ms=math.inf, error_rate=0.01, drift=1.0)
 
@@ -60,14 +59,6 @@ def test_drift_needs_both_size_and_significance():
     assert probes.breach(many, None, limit) is None
     tiny = Probes(classes={0: 1, 1: 1})
     assert probes.breach(tiny, Probes(classes={0: 0, 1: 0}), limit) is None  # two rows prove nothing
-
-
-@pytest.fixture
-def served(home, fake):
-    what = artifact(home, 1.0)
-    write_model(home / "triton_repo" / "proxy", what, Serving(instances=1), 1)
-    fake.load("proxy", 1.0)
-    return what
 
 
 def test_probes_go_round_the_golden_inputs_row_by_row(fake, served):

@@ -9,8 +9,8 @@ from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import ledger
-from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.ledger import STEPS, Ledger
+from pipeline.serving.promotion.promote import _commit, _go_live, promote_artifact
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk
@@ -23,7 +23,7 @@ from pipeline.settings.serving import Promote, Serving
 def promote(home, fake, registry, serving, in_process):
     def run(what, settings=serving, demanded=None, config=QUICK, version=None):
         tags = {"verdict": "PROMOTE", "candidate": what.candidate}
-        return promotion.promote(settings, what, demanded or golden(what), registry, tags, fake, config, version)
+        return promote_artifact(settings, what, demanded or golden(what), registry, tags, fake, config, version)
 
     return run
 
@@ -178,8 +178,9 @@ def test_bytes_that_changed_are_refused_before_triton_sees_them(home, fake, prom
 def test_a_version_that_turns_bad_when_it_goes_live_is_taken_back(home, fake, registry, promote, monkeypatch):
     one, bad = artifact(home, 1.0), artifact(home, 2.0)
     promote(one)
-    commit = promotion._commit
-    monkeypatch.setattr(promotion, "_commit", lambda *a: (commit(*a), fake.wrong.add(bad.sha256)))
+    monkeypatch.setattr(
+        "pipeline.serving.promotion.promote._commit", lambda *a: (_commit(*a), fake.wrong.add(bad.sha256))
+    )
     with pytest.raises(PromotionError, match="version 2 was refused"):
         promote(bad)
     assert consistent(home, fake, registry) == 1
@@ -197,8 +198,9 @@ def test_a_version_that_turns_bad_while_it_is_observed_is_taken_back(
         load_timeout_s=5.0, observe_s=20.0, probes=20, max_p99_ms=100.0, max_p99_ratio=1e6, observe_requests=200
     )
     promote(one, settings, golden(one, 20), QUICK)
-    live = promotion._go_live
-    monkeypatch.setattr(promotion, "_go_live", lambda *a: (live(*a), getattr(fake, fault).add(bad.sha256)))
+    monkeypatch.setattr(
+        "pipeline.serving.promotion.promote._go_live", lambda *a: (_go_live(*a), getattr(fake, fault).add(bad.sha256))
+    )
     with pytest.raises(
         PromotionError, match=f"version 2 went live and was taken back .*, version 1 serves again: .*{says}"
     ):
@@ -211,8 +213,9 @@ def test_a_version_that_turns_bad_while_it_is_observed_is_taken_back(
 
 def test_a_first_version_that_turns_bad_while_it_is_observed_is_withdrawn(home, fake, promote, monkeypatch):
     bad = artifact(home, 1.0)
-    live = promotion._go_live
-    monkeypatch.setattr(promotion, "_go_live", lambda *a: (live(*a), fake.failing.add(bad.sha256)))
+    monkeypatch.setattr(
+        "pipeline.serving.promotion.promote._go_live", lambda *a: (_go_live(*a), fake.failing.add(bad.sha256))
+    )
     with pytest.raises(PromotionError, match=r"was withdrawn while it was observed: .*: nothing serves"):
         promote(bad, config=Promote(observe_s=5.0, probes=4))
     assert list((home / "triton_repo").iterdir()) == []

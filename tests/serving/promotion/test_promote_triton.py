@@ -13,25 +13,20 @@ from serving_toys import QUICK, Clients, Registry, Server, artifact, golden, ima
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion import ledger
-from pipeline.serving.promotion import promote as promotion
 from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.ledger import STEPS, Ledger
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import disk, repository
-from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
+from pipeline.serving.triton.golden import save_golden
+from pipeline.serving.triton.server import served_models
 from pipeline.serving.triton.temporary import remove_models
 from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def client(triton):
-    with Client() as client:
-        yield client
 
 
 @pytest.fixture
@@ -63,7 +58,7 @@ class Promoter:
         config = QUICK.model_copy(update={"load_timeout_s": 30.0, **settings})
         tags = {"verdict": "PROMOTE", "candidate": what.candidate}
         wanted = demanded or golden(what)
-        return promotion.promote(self.settings, what, wanted, self.registry, tags, self.control, config)
+        return promote_artifact(self.settings, what, wanted, self.registry, tags, self.control, config)
 
     def reconcile(self):
         report = reconcile(
@@ -254,7 +249,7 @@ def test_trap_1_a_load_that_does_nothing_is_noticed_and_forced(promote, client, 
     trouble = Change(promote.model, client, 30.0).trouble(1)
     assert f"the running model attests SHA-256 {one.sha256}, not {two.sha256}" in trouble
     golden_file = place / "golden.safetensors"
-    promotion.golden.save(golden_file, golden(two))
+    save_golden(golden_file, golden(two))
     (finding,) = promote.reconcile().findings
     assert "attests SHA-256" in finding.what
     assert client.attested(promote.model) == (two.sha256, 1)
@@ -395,4 +390,4 @@ def test_files_that_are_gone_come_back_from_the_registry_while_the_champion_answ
         clients.see(1)
     assert (clients.failed, clients.wrong) == ([], 0)
     assert promote.consistent() == 1
-    assert local_triton.served_models(Change(promote.model, client, 30.0).directory.parent).count(promote.model) == 1
+    assert served_models(Change(promote.model, client, 30.0).directory.parent).count(promote.model) == 1

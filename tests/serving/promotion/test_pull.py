@@ -3,7 +3,7 @@ from serving_toys import artifact, golden
 
 from pipeline.errors import PromotionError
 from pipeline.serving.promotion.pull import pull
-from pipeline.serving.triton import golden as answers
+from pipeline.serving.triton.golden import save_golden
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def registered(home, registry, tmp_path):
     def register(**tags):
         given = {"sha256": one.sha256, "candidate": "int8", "verdict": "PROMOTE", **tags}
         version = registry.register("proxy", one.onnx.parent, given)
-        answers.save(tmp_path / "golden.safetensors", golden(one))
+        save_golden(tmp_path / "golden.safetensors", golden(one))
         registry.attach("proxy", version, tmp_path / "golden.safetensors")
         return one, version
 

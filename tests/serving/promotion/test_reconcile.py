@@ -7,8 +7,9 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving.promotion import promote
+from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.ledger import REPAIRED, Ledger
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.reconcile import reconcile
 from pipeline.serving.triton import disk
 from pipeline.serving.triton.errors import TritonError
@@ -22,7 +23,7 @@ def served(home, fake, registry, serving, in_process):
     for factor in (1.0, 2.0):
         both.append(artifact(home, factor))
         tags = {"verdict": "PROMOTE", "candidate": "int8"}
-        promote.promote(serving, both[-1], golden(both[-1]), registry, tags, fake, QUICK)
+        promote_artifact(serving, both[-1], golden(both[-1]), registry, tags, fake, QUICK)
     return both
 
 
@@ -153,7 +154,7 @@ def test_names_that_harm_triton_are_a_persons_and_nothing_is_loaded(served, look
     assert found.startswith(f"! {stray.parent} holds {name}")
     assert "Move it away" in found
     with pytest.raises(PromotionError, match="Move it away"):
-        promote.Change("proxy", fake, 1.0).load()
+        Change("proxy", fake, 1.0).load()
     assert len(fake.loads) == loads
 
 
@@ -165,7 +166,7 @@ def test_a_control_plane_that_is_stuck_says_restart(served, serving, registry, f
     assert "Triton does not come to an end with proxy__cand: version 3 is LOADING" in found.what
     assert "what is loaded answers on; restart Triton (`flyweight down`, `flyweight up`)" in found.advice
     with pytest.raises(PromotionError, match="restart Triton"):
-        promote.promote(serving, served[0], golden(served[0]), registry, {}, fake, config)
+        promote_artifact(serving, served[0], golden(served[0]), registry, {}, fake, config)
     fake.stuck.clear()
     assert reconcile(serving, registry, fake, config).findings == ()
 
@@ -181,7 +182,7 @@ def test_a_load_that_does_not_help_says_restart(served, look, fake):
 def test_a_champion_that_cannot_be_repaired_can_be_replaced(served, serving, registry, fake, home):
     fake.wrong.add(served[1].sha256)
     three = artifact(home, 3.0)
-    done = promote.promote(serving, three, golden(three), registry, {"verdict": "PROMOTE"}, fake, QUICK)
+    done = promote_artifact(serving, three, golden(three), registry, {"verdict": "PROMOTE"}, fake, QUICK)
     assert (done.version, done.previous_version) == (3, 2)
 
 

@@ -1,7 +1,7 @@
 import pytest
 from serving_toys import QUICK, artifact, golden
 
-from pipeline.serving.promotion import promote
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.retention import gc
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton.errors import TritonError
@@ -13,7 +13,7 @@ def five(home, fake, registry, serving, in_process):
     """Five versions on disk, the last one serves."""
     for factor in range(1, 6):
         what = artifact(home, float(factor))
-        promote.promote(serving, what, golden(what), registry, {}, fake, QUICK)
+        promote_artifact(serving, what, golden(what), registry, {}, fake, QUICK)
 
 
 def on_disk(home):

@@ -4,8 +4,9 @@ import pytest
 from serving_toys import QUICK, artifact, golden, images
 
 from pipeline.errors import PromotionError
-from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.change import Change
 from pipeline.serving.promotion.ledger import Ledger
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton.errors import TritonError
 from pipeline.serving.triton.repository import served_versions
@@ -15,7 +16,7 @@ from pipeline.serving.triton.repository import served_versions
 def promote(home, fake, registry, serving, in_process):
     def run(factor):
         what = artifact(home, factor)
-        promotion.promote(serving, what, golden(what), registry, {}, fake, QUICK)
+        promote_artifact(serving, what, golden(what), registry, {}, fake, QUICK)
         return what
 
     return run
@@ -46,7 +47,7 @@ def test_it_goes_one_back_and_says_where_it_cannot(home, fake, promote):
 def test_an_interrupted_promotion_is_what_is_rolled_back(home, fake, promote):
     promote(1.0)
     promote(2.0)
-    change = promotion.Change("proxy", fake, 1.0)
+    change = Change("proxy", fake, 1.0)
     shutil.copytree(change.version_directory(2), change.version_directory(3))
     change.write_policy(3, [2, 3])
     change.load()

@@ -7,7 +7,7 @@ from serving_toys import SHAPE, write_onnx
 
 from pipeline.errors import PromotionError
 from pipeline.models.onnx_spec import read_spec
-from pipeline.serving.triton.artifact import from_file, golden, made_up, read_inputs
+from pipeline.serving.triton.artifact import from_file, golden_answers, made_up, read_inputs
 from pipeline.serving.triton.repository import TYPES
 
 
@@ -55,7 +55,7 @@ def test_a_batch_axis_is_what_leaves_neighbours_alone(tmp_path):
 
 def test_golden_answers_are_onnx_runtimes(tmp_path):
     artifact = from_file(toys.add_sub(tmp_path / "simple.onnx"))
-    expected = golden(artifact, made_up(artifact.spec, rows=4))
+    expected = golden_answers(artifact, made_up(artifact.spec, rows=4))
     first, second = expected.inputs["INPUT0"], expected.inputs["INPUT1"]
     np.testing.assert_array_equal(expected.outputs["OUTPUT0"], first + second)
     np.testing.assert_array_equal(expected.outputs["OUTPUT1"], first - second)
@@ -68,7 +68,7 @@ def test_inputs_without_a_batch_axis_have_the_graphs_own_shapes(tmp_path):
     inputs = made_up(spec, rows=9)
     assert inputs["factor"].shape == ()
     assert inputs["table"].shape[1:] == (3,)
-    seen = golden(from_file(tmp_path / "m.onnx"), inputs)
+    seen = golden_answers(from_file(tmp_path / "m.onnx"), inputs)
     assert not seen.batched
     assert seen.inputs["factor"].shape == seen.outputs["size"].shape == (1,)  # as Triton shows what has no axis
     assert made_up(spec, rows=9)["table"].tobytes() == inputs["table"].tobytes()
@@ -124,7 +124,7 @@ def test_a_model_that_refuses_made_up_inputs_can_be_given_others(tmp_path):
     np.savez(tmp_path / "golden.npz", index=np.array([[2, 3], [3, 0]]))
     inputs = read_inputs(tmp_path / "golden.npz")
     artifact = from_file(toys.table(tmp_path / "n.onnx"), ("low", "high"), inputs)
-    assert golden(artifact, inputs).outputs["found"].tolist() == [[20, 30], [30, 0]]
+    assert golden_answers(artifact, inputs).outputs["found"].tolist() == [[20, 30], [30, 0]]
     assert artifact.spec.labels == ("low", "high")
     (tmp_path / "junk.npz").write_bytes(b"junk")
     with pytest.raises(PromotionError, match=r"junk\.npz holds no arrays: .*Write it with numpy\.savez"):

@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PromotionError
-from pipeline.serving.triton import golden
-from pipeline.serving.triton.golden import Golden, difference
+from pipeline.serving.triton.golden import Golden, difference, load_golden, save_golden
 
 
 def test_they_come_back_as_they_were_written(tmp_path):
     written = Golden({"a": np.arange(6, dtype=np.int32).reshape(3, 2)}, {"b": np.ones((3, 1), np.float32)})
-    golden.save(tmp_path / "g.safetensors", written)
-    read = golden.load(tmp_path / "g.safetensors")
+    save_golden(tmp_path / "g.safetensors", written)
+    read = load_golden(tmp_path / "g.safetensors")
     np.testing.assert_array_equal(read.inputs["a"], written.inputs["a"])
     np.testing.assert_array_equal(read.outputs["b"], written.outputs["b"])
     assert (read.batched, len(read)) == (True, 3)
@@ -17,8 +16,8 @@ def test_they_come_back_as_they_were_written(tmp_path):
 
 
 def test_a_model_without_a_batch_axis_has_one_request(tmp_path):
-    golden.save(tmp_path / "g.safetensors", Golden({"a": np.zeros((4, 2))}, {"b": np.zeros(4)}, batched=False))
-    read = golden.load(tmp_path / "g.safetensors")
+    save_golden(tmp_path / "g.safetensors", Golden({"a": np.zeros((4, 2))}, {"b": np.zeros(4)}, batched=False))
+    read = load_golden(tmp_path / "g.safetensors")
     assert (read.batched, len(read), read.row(0)["a"].shape) == (False, 1, (4, 2))
 
 
@@ -26,7 +25,7 @@ def test_a_file_that_is_none_is_named(tmp_path):
     (tmp_path / "g.safetensors").write_bytes(b"no")
     for name in ("g.safetensors", "missing"):
         with pytest.raises(PromotionError, match=rf"{name} holds no golden answers .*flyweight promote VERSION"):
-            golden.load(tmp_path / name)
+            load_golden(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from serving_toys import SHAPE, artifact, engine, spec, write_onnx
 from pipeline.errors import PromotionError, SettingsError
 from pipeline.files import sha256
 from pipeline.models.spec import TensorSpec
-from pipeline.records.candidates import ENGINE_FILE
+from pipeline.records.engines import ENGINE_FILE
 from pipeline.serving.triton.artifact import from_file
-from pipeline.serving.triton.lint import lint
+from pipeline.serving.triton.lint import lint, problems
 from pipeline.serving.triton.repository import Artifact
 from pipeline.settings import parse
 from pipeline.settings.serving import Serving
@@ -23,9 +23,11 @@ def tensor(name, dtype="float32", shape=(3,)):
 
 
 def test_what_fits_is_let_through(tmp_path):
-    lint(artifact(tmp_path, 1.0), Serving())
-    for make in (toys.add_sub, toys.every_type, toys.without_batch, toys.mixing):
-        lint(from_file(make(tmp_path / f"{make.__name__}.onnx")), Serving())
+    makers = (toys.add_sub, toys.every_type, toys.without_batch, toys.mixing)
+    fitting = [from_file(make(tmp_path / f"{make.__name__}.onnx")) for make in makers]
+    for one in (artifact(tmp_path, 1.0), *fitting):
+        assert problems(one, Serving()) == []
+        lint(one, Serving())
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_bare_numbers_without_a_batch_need_our_own_backend(tmp_path):
     bare = from_file(toys.without_batch(tmp_path / "m.onnx"))
     with pytest.raises(PromotionError, match=r"'factor', 'size' has no axis .*set serving\.backend to 'python'"):
         lint(bare, Serving(backend="onnxruntime"))
-    lint(from_file(toys.every_type(tmp_path / "n.onnx")), Serving(backend="onnxruntime"))
+    assert problems(from_file(toys.every_type(tmp_path / "n.onnx")), Serving(backend="onnxruntime")) == []
 
 
 def test_a_fixed_batch_axis_cannot_be_batched(tmp_path):

@@ -18,7 +18,7 @@ from serving_toys import SHAPE, Server, artifact, images, remove_model
 from pipeline.machine.workspace import SOURCE
 from pipeline.serving.triton import repository
 from pipeline.serving.triton.aio import AsyncClient
-from pipeline.serving.triton.artifact import from_file, golden, made_up
+from pipeline.serving.triton.artifact import from_file, golden_answers, made_up
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
 from pipeline.settings.serving import Serving
@@ -57,7 +57,7 @@ def make(tmp_path, toy, **options):
 @pytest.mark.parametrize("toy", [toys.add_sub, toys.every_type, toys.without_batch, toys.mixing])
 def test_any_interface_is_answered_as_onnx_runtime_does(serve, client, tmp_path, toy):
     model = make(tmp_path, toy)
-    expected = golden(model, made_up(model.spec, rows=3))
+    expected = golden_answers(model, made_up(model.spec, rows=3))
     answer = client.infer(serve(model), expected.inputs, attest=True)
     attested = answer.outputs.pop(repository.ATTESTED)
     assert {row.tobytes().hex() for row in attested} == {model.sha256}

@@ -21,7 +21,6 @@ from tritonclient.utils import InferenceServerException
 
 from pipeline.cli.main import main
 from pipeline.serving.triton.client import Client
-from pipeline.tracking import registry as tracking
 
 pytestmark = pytest.mark.integration
 FIRST = np.arange(16, dtype=np.int32).reshape(1, 16)
@@ -38,7 +37,7 @@ def url(triton_server, tmp_path_factory):
         patch.setenv("FLYWEIGHT_HOME", str(triton_server.home / "home"))
         patch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(triton_server.repository))
         patch.setenv("FLYWEIGHT_TRITON_GRPC", triton_server.url)
-        patch.setattr(tracking, "registry", lambda: Registry(folder / "registry.json"))
+        patch.setattr("pipeline.tracking.registry.model_registry", lambda: Registry(folder / "registry.json"))
         arguments = ["promote", "--onnx", str(file), "--name", "simple", "--set", "promote.observe_s=0"]
         done = CliRunner().invoke(main, arguments, catch_exceptions=False)
         assert "simple serves version 1 (replaced version none), SHA-256" in done.output
@@ -79,11 +78,11 @@ def test_synchronous_with_and_without_named_outputs(client):
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compressed(client, algorithm):
+def test_a_compressed_request_is_answered_alike(client, algorithm):
     check(client.infer("simple", inputs(), outputs=outputs(), compression_algorithm=algorithm))
 
 
-def test_callbacks_and_cancellation(client):
+def test_callbacks(client):
     done = queue.Queue()
     for _ in range(3):
         client.async_infer("simple", inputs(), lambda result, error: done.put((result, error)), outputs=outputs())
@@ -99,11 +98,13 @@ def test_event_loop(url):
             asked = [client.infer("simple", inputs(grpcclient_aio), outputs=None) for _ in range(2)]
             return await asyncio.gather(*asked)
 
-    for result in asyncio.run(ask()):
+    results = asyncio.run(ask())
+    assert len(results) == 2
+    for result in results:
         check(result)
 
 
-def test_keep_alive_and_channel_arguments(url):
+def test_with_keep_alive_or_channel_arguments_it_is_answered_alike(url):
     keep_alive = grpcclient.KeepAliveOptions(30_000, 20_000, False, 2)
     with grpcclient.InferenceServerClient(url, keepalive_options=keep_alive) as client:
         check(client.infer("simple", inputs(), outputs=outputs()))
@@ -172,5 +173,8 @@ def test_system_shared_memory_for_inputs_and_outputs(client):
 
 def test_objects_can_be_used_again(client):
     tensors, wanted = inputs(), outputs()
-    for _ in range(3):
-        check(client.infer("simple", tensors, outputs=wanted))
+    for number in range(3):
+        tensors[1].set_data_from_numpy(SECOND * number)
+        result = client.infer("simple", tensors, outputs=wanted)
+        np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), FIRST + number)
+        np.testing.assert_array_equal(result.as_numpy("OUTPUT1"), FIRST - number)

@@ -16,10 +16,10 @@ from pipeline.machine import places
 from pipeline.machine.workspace import SOURCE
 from pipeline.services import processes, services
 from pipeline.serving.triton import repository
-from pipeline.serving.triton import server as local_triton
 from pipeline.serving.triton.artifact import from_file
 from pipeline.serving.triton.client import Client
 from pipeline.serving.triton.errors import TritonError
+from pipeline.serving.triton.server import SHARED_MEMORY, _shared_memory_prefix, install
 from pipeline.settings.serving import Serving
 
 pytestmark = pytest.mark.integration
@@ -37,19 +37,19 @@ def up(tmp_path, monkeypatch):
     for name in services.SERVICES["triton"].ports:
         monkeypatch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(free_port()))
     monkeypatch.setattr(processes, "RESTART_PAUSE_SECONDS", 0.05)
-    local_triton.install()
+    install()
     simple = from_file(toys.add_sub(tmp_path / "simple.onnx"))
     repository.write_model(tmp_path / "triton_repo" / "simple", simple, Serving(model="simple"), 1)
     services.up(("triton",), say=lambda line: None)
     wait_until(served)
     yield
     services.down(say=lambda line: None)
-    for left in local_triton.SHARED_MEMORY.glob(f"{prefix()}*"):  # of a server that was not started again
+    for left in SHARED_MEMORY.glob(f"{prefix()}*"):  # of a server that was not started again
         left.unlink()
 
 
 def prefix() -> str:
-    return local_triton._shared_memory_prefix(places.triton_repository(), places.port("triton_grpc"))
+    return _shared_memory_prefix(places.triton_repository(), places.port("triton_grpc"))
 
 
 def wait_until(done) -> None:
@@ -88,7 +88,7 @@ def test_a_killed_server_is_back_with_what_it_served(up):
     stubs = {
         argument for process in second.children() for argument in process.cmdline() if argument.startswith(prefix())
     }
-    assert {path.name for path in local_triton.SHARED_MEMORY.glob(f"{prefix()}*")} == stubs  # the dead one's are gone
+    assert {path.name for path in SHARED_MEMORY.glob(f"{prefix()}*")} == stubs  # the dead one's are gone
     services.down(say=lambda line: None)
     assert not second.is_running()
 

@@ -5,12 +5,12 @@ import sys
 import pytest
 
 from pipeline.errors import FlyweightError
-from pipeline.serving.triton import server as local_triton
+from pipeline.serving.triton import server
 
 
 def test_the_key_is_made_once_and_is_private(home):
-    key = local_triton.control_key()
-    assert local_triton.control_key() == key
+    key = server.control_key()
+    assert server.control_key() == key
     assert len(key) == 64
     file = home / "home" / "triton.key"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -23,41 +23,41 @@ def test_a_restart_serves_what_was_promoted_and_nothing_half_tried(home):
         (repository / name).mkdir()
         (repository / name / "config.pbtxt").touch()
     (repository / "empty").mkdir()
-    assert local_triton.served_models(repository) == ["other", "proxy"]
+    assert server.served_models(repository) == ["other", "proxy"]
 
 
 def test_the_server_listens_on_loopback_alone_and_guards_control(home):
-    line, environment = local_triton.command(home / "triton_repo", grpc_port=1, http_port=2, metrics_port=3)
+    line, environment = server.command(home / "triton_repo", grpc_port=1, http_port=2, metrics_port=3)
     for kind in ("grpc", "http", "metrics"):
         assert f"--{kind}-address=127.0.0.1" in line
     assert "--model-control-mode=explicit" in line
     grpc, http = (next(a for a in line if a.startswith(f"--{kind}-restricted")) for kind in ("grpc", "http"))
-    assert grpc.endswith(local_triton.control_key())
+    assert grpc.endswith(server.control_key())
     assert "model-repository" in http
-    assert local_triton.control_key() not in http  # nobody holds the key of HTTP
+    assert server.control_key() not in http  # nobody holds the key of HTTP
     assert environment["PATH"].split(os.pathsep)[0].endswith("bin")
 
 
 def test_units_of_the_machine_turn_the_rate_limiter_on(home, monkeypatch):
     ports = {"grpc_port": 1, "http_port": 2, "metrics_port": 3}
-    assert not any("rate-limit" in flag for flag in local_triton.command(home, **ports)[0])
+    assert not any("rate-limit" in flag for flag in server.command(home, **ports)[0])
     monkeypatch.setenv("FLYWEIGHT_TRITON_UNITS", "3")
-    line, _ = local_triton.command(home, **ports)
+    line, _ = server.command(home, **ports)
     assert {"--rate-limit=execution_count", "--rate-limit-resource=flyweight:3"} <= set(line)
 
 
 def test_becoming_the_server_removes_what_a_killed_one_left(home, monkeypatch):
     shared, repository = home / "shm", home / "triton_repo"
     shared.mkdir()
-    monkeypatch.setattr(local_triton, "SHARED_MEMORY", shared)
-    ours = local_triton._shared_memory_prefix(repository, 1)
-    for name in (f"{ours}one", f"{ours}two", local_triton._shared_memory_prefix(repository, 2), "triton_python_x"):
+    monkeypatch.setattr(server, "SHARED_MEMORY", shared)
+    ours = server._shared_memory_prefix(repository, 1)
+    for name in (f"{ours}one", f"{ours}two", server._shared_memory_prefix(repository, 2), "triton_python_x"):
         (shared / name).touch()
     became = []
-    monkeypatch.setattr(local_triton.os, "execve", lambda *arguments: became.append(arguments))
-    local_triton.main(repository, "1", "2", "3")
+    monkeypatch.setattr(server.os, "execve", lambda *arguments: became.append(arguments))
+    server.main(repository, "1", "2", "3")
     assert {path.name for path in shared.iterdir()} == {
-        local_triton._shared_memory_prefix(repository, 2),
+        server._shared_memory_prefix(repository, 2),
         "triton_python_x",
     }
     (program, line, environment) = became[0]
@@ -77,41 +77,41 @@ def test_becoming_the_server_removes_what_a_killed_one_left(home, monkeypatch):
     ],
 )
 def test_machines_that_cannot_run_it_are_told_why(monkeypatch, patched, value, says):
-    monkeypatch.setattr(local_triton.platform, patched, lambda: value)
+    monkeypatch.setattr(server.platform, patched, lambda: value)
     with pytest.raises(FlyweightError, match=says):
-        local_triton.check_platform()
+        server.check_platform()
 
 
 def wheel(home):
     """An unpacked wheel with a stub for Python 3.8 alone."""
-    server = home / "home" / "triton" / "pytriton" / "tritonserver"
+    triton = home / "home" / "triton" / "pytriton" / "tritonserver"
     for file in ("bin/tritonserver", "backends/python/libtriton_python.so", "python_backend_stubs/3.8/stub"):
-        (server / file).parent.mkdir(parents=True, exist_ok=True)
-        (server / file).touch()
-    return server
+        (triton / file).parent.mkdir(parents=True, exist_ok=True)
+        (triton / file).touch()
+    return triton
 
 
 def test_a_python_without_a_stub_is_told_which_have_one(home):
     wheel(home)
     with pytest.raises(FlyweightError, match=r"no stub for Python .*; it has: 3\.8\. Make the virtual environment"):
-        local_triton.install()
+        server.install()
 
 
 def test_the_stub_is_put_beside_the_backend_and_the_server_made_executable(home):
-    server = wheel(home)
-    stub = server / "python_backend_stubs" / local_triton._python() / "triton_python_backend_stub"
+    triton = wheel(home)
+    stub = triton / "python_backend_stubs" / server._python() / "triton_python_backend_stub"
     stub.parent.mkdir()
     stub.touch()
-    assert local_triton.install() == local_triton.install() == home / "home" / "triton"
-    backend = server / f"backends-{local_triton._python()}" / "python"
+    assert server.install() == server.install() == home / "home" / "triton"
+    backend = triton / f"backends-{server._python()}" / "python"
     assert {path.name for path in backend.iterdir()} == {"libtriton_python.so", "triton_python_backend_stub"}
-    assert os.access(server / "bin" / "tritonserver", os.X_OK)
+    assert os.access(triton / "bin" / "tritonserver", os.X_OK)
 
 
 @pytest.fixture
 def installable(home):
     """An unpacked wheel with a stub for this Python; returns the directory of the libraries that the wheel brings."""
-    stub = wheel(home) / "python_backend_stubs" / local_triton._python() / "triton_python_backend_stub"
+    stub = wheel(home) / "python_backend_stubs" / server._python() / "triton_python_backend_stub"
     stub.parent.mkdir()
     stub.touch()
     libraries = home / "home" / "triton" / "nvidia_pytriton.libs"
@@ -130,11 +130,11 @@ def test_the_stub_finds_the_libpython_of_this_python_and_not_the_wheels(installa
         own.write_text(before)
     else:
         own.symlink_to("/nowhere" if before == "a link to nowhere" else others[1])
-    local_triton.install()
-    right = local_triton.libpython_directory() / f"libpython{major}.{minor}.so.1.0"
+    server.install()
+    right = server.libpython_directory() / f"libpython{major}.{minor}.so.1.0"
     assert own.readlink() == right
     made = own.lstat().st_ino
-    local_triton.install()
+    server.install()
     assert own.lstat().st_ino == made, "what is right already is left alone"
     assert [library.read_text() for library in others] == ["the wheel's"] * 2
     assert sorted(path.name for path in installable.parent.iterdir()) == ["nvidia_pytriton.libs", "pytriton"]
@@ -145,9 +145,9 @@ def apt(home, monkeypatch):
     """A machine without the shared libpython, whose apt has it; returns a hook: a line that runs before it is unpacked."""
     tools = home / "tools"
     tools.mkdir()
-    monkeypatch.setattr(local_triton.sysconfig, "get_config_var", lambda name: str(home / "none"))
-    monkeypatch.setattr(local_triton.shutil, "which", lambda name: str(tools / name))
-    name = f"libpython{local_triton._python()}"
+    monkeypatch.setattr(server.sysconfig, "get_config_var", lambda name: str(home / "none"))
+    monkeypatch.setattr(server.shutil, "which", lambda name: str(tools / name))
+    name = f"libpython{server._python()}"
 
     def hook(line=":"):
         for tool, does in (
@@ -162,27 +162,27 @@ def apt(home, monkeypatch):
 
 
 def test_a_missing_libpython_is_fetched_into_a_home_that_is_not_there_yet(home, apt):
-    made = home / "home" / f"libpython{local_triton._python()}"
+    made = home / "home" / f"libpython{server._python()}"
     assert not made.parent.exists()
-    assert local_triton.libpython_directory() == made
+    assert server.libpython_directory() == made
     assert (made / f"{made.name}.so.1.0").read_text() == "apt\n"
     assert list(made.parent.iterdir()) == [made]
 
 
 def test_a_libpython_that_another_process_fetched_meanwhile_is_taken(home, apt):
-    made = home / "home" / f"libpython{local_triton._python()}"
+    made = home / "home" / f"libpython{server._python()}"
     apt(f"mkdir {made} && echo first >{made}/{made.name}.so.1.0")
-    assert local_triton.libpython_directory() == made
+    assert server.libpython_directory() == made
     assert (made / f"{made.name}.so.1.0").read_text() == "first\n"
 
 
 def test_a_missing_libpython_is_named_with_its_package(home, monkeypatch):
-    monkeypatch.setattr(local_triton.sysconfig, "get_config_var", lambda name: str(home))
-    monkeypatch.setattr(local_triton.shutil, "which", lambda name: None)
+    monkeypatch.setattr(server.sysconfig, "get_config_var", lambda name: str(home))
+    monkeypatch.setattr(server.shutil, "which", lambda name: None)
     with pytest.raises(FlyweightError, match=r"needs libpython3\.\d+\.so\.1\.0.*apt-get install libpython3"):
-        local_triton.libpython_directory()
+        server.libpython_directory()
 
 
 def test_the_wheel_is_pinned_by_hash():
-    (requirement,) = [line for line in local_triton.REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
+    (requirement,) = [line for line in server.REQUIREMENTS.read_text().splitlines() if not line.startswith("#")]
     assert requirement.startswith("nvidia-pytriton==0.7.0 --hash=sha256:")

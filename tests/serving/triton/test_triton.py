@@ -13,7 +13,7 @@ from serving_toys import QUICK, SHAPE, Clients, Registry, artifact, golden, imag
 
 from pipeline.runners.onnx_runner import OnnxRunner
 from pipeline.serving.load import measure, processes, requests
-from pipeline.serving.promotion import promote as promotion
+from pipeline.serving.promotion.promote import promote_artifact
 from pipeline.serving.promotion.rollback import rollback
 from pipeline.serving.triton import server
 from pipeline.serving.triton.client import Client, classify
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def client(triton):
-    with Client() as client:
-        yield client
-
-
-@pytest.fixture
 def promote(triton, client, tmp_path):
     """Promotes to a model of this test's own; afterwards nothing of it is left in the server."""
     model = f"proxy_{tmp_path.name}"[:40].lower()
@@ -39,7 +33,7 @@ def promote(triton, client, tmp_path):
     def run(what, demanded=None):
         settings = Serving(model=model, max_batch_size=8, instances=1)
         config = QUICK.model_copy(update={"load_timeout_s": 30.0})
-        return promotion.promote(settings, what, demanded or golden(what), registry, {}, client, config)
+        return promote_artifact(settings, what, demanded or golden(what), registry, {}, client, config)
 
     run.model, run.registry = model, registry
     yield run

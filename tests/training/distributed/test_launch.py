@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.errors import FlyweightError, SettingsError
+from pipeline.machine.cpu import cores
 from pipeline.settings.training import Distributed
-from pipeline.training.distributed import launch as launching
-from pipeline.training.distributed.launch import launch, processes
+from pipeline.training.distributed.launch import _cause, launch, processes
 
 TOYS = Path(__file__).parents[2] / "toys"
 ALONE = Distributed(nproc=1)
@@ -35,7 +35,7 @@ def test_two_processes_learn_as_one_would_from_the_whole_batch(tmp_path):
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert [(x["rank"], x["world"], x["main"]) for x in (one, two)] == [(0, 2, True), (1, 2, False)]
     assert one["mean"] == two["mean"] == 0.5 and one["total"] == two["total"] == [2.0, 1.0]
-    assert one["threads"] == max(1, launching._cores() // 2)
+    assert one["threads"] == max(1, cores() // 2)
     assert one["listening"] == two["listening"] == []
     assert one["weights"] == two["weights"] and one["gradients"] == two["gradients"]
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
@@ -76,12 +76,12 @@ def failure(rank, message, timestamp=1, exitcode=1):
 
 def test_the_users_error_counts_for_more_than_what_it_caused():
     """When one process raises, the others lose their connection, sometimes sooner by the clock."""
-    cause = launching._cause([failure(0, "RuntimeError: peer gone", 1), failure(1, "DataError: x is missing", 2)])
+    cause = _cause([failure(0, "RuntimeError: peer gone", 1), failure(1, "DataError: x is missing", 2)])
     assert type(cause).__name__ == "DataError" and str(cause) == "x is missing"
 
 
 def test_among_other_errors_the_first_counts():
-    cause = launching._cause([failure(0, "RuntimeError: peer gone", 5), failure(1, "OSError: disk full", 2)])
+    cause = _cause([failure(0, "RuntimeError: peer gone", 5), failure(1, "OSError: disk full", 2)])
     assert type(
         cause
     ) is RuntimeError and "training process 1 failed with exit code 1:\nTraceback: OSError: disk full" in str(cause)
@@ -89,8 +89,8 @@ def test_among_other_errors_the_first_counts():
 
 def test_auto_is_two_processes_on_a_cpu_with_two_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    for cores, expected in ((1, 1), (2, 2), (64, 2)):
-        monkeypatch.setattr(launching, "_cores", lambda cores=cores: cores)
+    for count, expected in ((1, 1), (2, 2), (64, 2)):
+        monkeypatch.setattr("pipeline.training.distributed.launch.cores", lambda count=count: count)
         assert processes(Distributed()) == expected
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert processes(Distributed()) == 8 and processes(Distributed(nproc=3)) == 3

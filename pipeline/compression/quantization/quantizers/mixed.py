@@ -28,6 +28,7 @@ from pipeline.compression.quantization.calibration import Method, check_images
 from pipeline.compression.quantization.quantizers.static import Calibrated, Static, census
 from pipeline.compression.quantization.writing import check_target, write
 from pipeline.errors import ModelError
+from pipeline.files import write_json
 from pipeline.protocols import Metrics
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner
@@ -101,7 +102,7 @@ class Mixed:
             "left": asdict(left),
             "ranking": ranking,
         }
-        out.with_name(RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(out.with_name(RECORD_FILE), record)
         return {
             **census(out, target),
             "float_layers": float(len(floats)),

@@ -145,15 +145,21 @@ def test_what_a_killed_promoter_left_is_nobody(sampler):
         path.rename(path.with_suffix(".kept"))
     path.with_suffix(".kept").rename(path)
     wait(lambda: not sampler.share)
-    with Relay("proxy", wanted(), lambda feed: {}, 1):
+    request, taken = hand_over(sampler)
+    assert not taken and request.answers == [] and path.exists()
+    with Relay("proxy", wanted(), lambda feed: {"y": feed["x"] * 3}, 1):
         wait(lambda: sampler.share)  # and its thread lives
+        assert answer_of(hand_over(sampler)[0]) == [[3.0]]
 
 
 def test_the_path_may_be_longer_than_a_socket_allows(live, home, monkeypatch):
     monkeypatch.setenv("FLYWEIGHT_TRITON_REPOSITORY", str(home / ("long" * 40) / "triton_repo"))
-    sampler = live.Sampler(socket_path("proxy").parent, "proxy", "3", champion)
-    with Relay("proxy", wanted(), lambda feed: {}, 1):
+    path = socket_path("proxy")
+    assert len(str(path)) > 108
+    sampler = live.Sampler(path.parent, "proxy", "3", champion)
+    with Relay("proxy", wanted(), lambda feed: {"y": feed["x"] * 3}, 1):
         wait(lambda: sampler.share)
+        assert answer_of(hand_over(sampler)[0]) == [[3.0]]
 
 
 def test_the_share_is_what_was_asked_for(sampler):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.compression.quantization.forms import outcome
+from pipeline.compression.quantization.cpu_form import CpuForm
 from pipeline.compression.quantization.proof import Proof, Speed
 from pipeline.compression.quantization.saturation import EVERYWHERE, WITH_VNNI, Saturation
 from pipeline.machine import cpu
@@ -26,7 +26,7 @@ def valid():
 
 
 def test_int8_that_is_faster_and_valid_everywhere_is_served_without_a_warning(proof, valid, caplog):
-    found = outcome(proof, valid)
+    found = CpuForm(proof, valid).conclusions()
     assert (found["serve"], found["valid_on"]) == ("int8", EVERYWHERE)
     assert found["proof"]["speed"]["64"]["ratio"] == 2.0 and "valid_on" not in found["without_vnni"]
     assert caplog.text == ""
@@ -35,6 +35,13 @@ def test_int8_that_is_faster_and_valid_everywhere_is_served_without_a_warning(pr
 def test_int8_that_is_not_faster_or_not_valid_everywhere_is_said_so(proof, valid, caplog):
     slow = proof.model_copy(update={"faster": False, "sentence": "int8 is slow."})
     doubtful = valid.model_copy(update={"needs": ("avx_vnni",), "valid_on": WITH_VNNI, "sentence": "Sums saturate."})
-    found = outcome(slow, doubtful)
+    found = CpuForm(slow, doubtful).conclusions()
     assert (found["serve"], found["valid_on"]) == ("pruned", WITH_VNNI)
     assert "int8 is slow." in caplog.text and "Sums saturate." in caplog.text
+
+
+def test_its_numbers_are_named_by_batch_and_by_what_is_compared(proof, valid):
+    assert CpuForm(proof, valid).metrics() == {
+        "int8_speedup_batch_64": 2.0, "int8_images_per_second_batch_64": 20.0, "int8_agreement": 1.0,
+        "int8_accuracy_without_vnni": 1.0, "int8_changed_without_vnni": 0.0,
+    }  # fmt: skip
