@@ -49,9 +49,12 @@ def main() -> None:
         (waiting + last, "between one task's end and the next one's start: Airflow's scheduler"),
         (
             sum(part.starting for part in parts),
-            "from a task's start until its stage begins: Airflow's task, imports, inputs",
+            "from a task's start until its run in MLflow begins: Airflow's task, Python, the fingerprint",
         ),
-        (sum(part.recording for part in parts), "MLflow keeps what a stage left"),
+        (
+            sum(part.recording for part in parts),
+            "the imports of the stage itself (PyTorch, Great Expectations), its inputs, and MLflow keeping what it left",
+        ),
         (
             sum(part.ending for part in parts),
             "from the end of the MLflow run to that of the task; `check` and `report` as a whole",

@@ -21,6 +21,7 @@ if it is an integration test; what no longer exists does no harm. `make test-all
 
 _TOGETHER = {
     "tests/integration/": "stack",
+    "tests/dags/": "airflow",
     "tests/compression/quantization/": "float files",
     "tests/tracking/test_comparison.py": "mlflow",
     "tests/tracking/test_registry.py": "mlflow",
@@ -167,9 +168,9 @@ def tiny_data(tmp_path_factory):
 
 
 @pytest.fixture
-def here(monkeypatch):
+def here():
     """Train in the test's own process instead of under torchrun."""
-    from pipeline.training import job as training
+    from training_toys import in_one_process
 
-    monkeypatch.setattr("pipeline.training.fit.launch", lambda function, job, settings, scratch: training.run(job))
-    monkeypatch.setattr("pipeline.training.fit.processes", lambda settings: 1)
+    with in_one_process():
+        yield

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import re
+import sys
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.machine import workspace
+from pipeline.files import write_json
+from pipeline.machine import places, workspace
 
 _LOCKED = re.compile(r"^([A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*(?:==|@).*$", re.MULTILINE)
 
@@ -26,7 +31,22 @@ def _distributions(name: str) -> tuple[str, ...]:
     """The distributions that may hold the module: most are called as it is, and to ask for the others takes a while."""
     if _installed(name):
         return (_normal(name),)
-    return tuple(sorted({_normal(one) for one in metadata.packages_distributions().get(name, [name])}))
+    return tuple(sorted({_normal(one) for one in _holders().get(name, [name])}))
+
+
+@cache
+def _holders() -> dict[str, list[str]]:
+    """Top-level module -> distributions. To read this from what is installed takes a second, and so it is kept."""
+    state = [
+        (path, Path(path).stat().st_mtime_ns) for path in sys.path if path.endswith("-packages") and Path(path).is_dir()
+    ]
+    kept = places.cache() / "packages" / f"{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    found = {name: list(holders) for name, holders in metadata.packages_distributions().items()}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, found)
+    return found
 
 
 @cache

@@ -16,6 +16,14 @@ os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="flyweight-airflow-")
 sys.path.insert(0, str(ROOT / "dags"))
 
 
+@pytest.fixture(scope="session")
+def exceptions():
+    """What Airflow raises. It takes seconds to import, which only the process that runs these tests should spend."""
+    from airflow.sdk import exceptions
+
+    return exceptions
+
+
 class TaskInstance:
     """What the operator uses of Airflow's task instance."""
 

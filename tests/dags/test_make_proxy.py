@@ -5,7 +5,6 @@ import sys
 from datetime import timedelta
 
 import pytest
-from airflow.sdk.exceptions import ParamValidationError
 from light import HEAVY
 
 from pipeline.graph import STAGES
@@ -123,8 +122,8 @@ def test_the_form_takes(dag, name, value):
         ("evaluate.concurrency", [0], "less than the minimum of 1"),
     ],
 )
-def test_the_form_refuses(dag, name, value, text):
-    with pytest.raises(ParamValidationError, match=text):
+def test_the_form_refuses(exceptions, dag, name, value, text):
+    with pytest.raises(exceptions.ParamValidationError, match=text):
         dag.params.get_param(name).__copy__().resolve(value)
 
 

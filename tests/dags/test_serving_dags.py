@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, ParamValidationError, TaskAwaitingInput
 from light import HEAVY
 
 from pipeline.machine.workspace import SOURCE
@@ -48,13 +47,13 @@ def test_the_command_gets_the_model_of_the_form(dags, operator, context, tmp_pat
     assert (call["stage"], call["arguments"]) == (name, line)
 
 
-def test_a_model_that_cannot_be_one_is_refused(dags):
-    with pytest.raises(ParamValidationError, match="does not match"):
+def test_a_model_that_cannot_be_one_is_refused(exceptions, dags):
+    with pytest.raises(exceptions.ParamValidationError, match="does not match"):
         dags["rollback"].params.get_param("model").__copy__().resolve("../etc")
 
 
-def test_what_a_person_must_do_is_the_tasks_error(operator, context):
-    with pytest.raises(AirflowFailException, match=r"^train.fit has no 'epoch'"):
+def test_what_a_person_must_do_is_the_tasks_error(exceptions, operator, context):
+    with pytest.raises(exceptions.AirflowFailException, match=r"^train.fit has no 'epoch'"):
         operator("reconcile", arguments=["--set", 'stand_in={"reconcile": "user_error"}']).execute(context())
 
 
@@ -102,8 +101,8 @@ def test_nobody_is_asked_unless_the_settings_say_so(approve, conf):
 
 
 @pytest.mark.parametrize("value", [True, "true"])
-def test_a_person_sees_the_evidence_and_the_task_waits(approve, value):
-    with pytest.raises(TaskAwaitingInput):
+def test_a_person_sees_the_evidence_and_the_task_waits(exceptions, approve, value):
+    with pytest.raises(exceptions.TaskAwaitingInput):
         approve(**{"recipe": "digits", "promote.approval": value})
     assert approve.shown["body"] == "the table of run-7"
     assert approve.shown["options"] == ["Approve", "Reject"]
@@ -118,7 +117,9 @@ def answer(option):
     }
 
 
-def test_approved_it_goes_on_and_rejected_it_fails_for_good(approve):
+def test_approved_it_goes_on_and_rejected_it_fails_for_good(exceptions, approve):
     assert approve.task.execute_complete({}, answer("Approve"))["chosen_options"] == ["Approve"]
-    with pytest.raises(AirflowFailException, match=r"^Ada rejected the promotion; what served before serves on$"):
+    with pytest.raises(
+        exceptions.AirflowFailException, match=r"^Ada rejected the promotion; what served before serves on$"
+    ):
         approve.task.execute_complete({}, answer("Reject"))

@@ -8,7 +8,6 @@ import time
 
 import pytest
 import structlog.testing
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from process_state import has_ended
 from stage_operator import MlflowRunLink, error_text
 
@@ -85,8 +84,8 @@ def test_each_line_reaches_the_log(operator, context):
     assert logs[-1]["event"] == "[train] done"
 
 
-def test_a_users_error_is_not_tried_again_and_says_the_whole_sentence(operator, context):
-    with pytest.raises(AirflowFailException, match=r"^train.fit has no 'epoch'\n  did you mean 'epochs'\?$"):
+def test_a_users_error_is_not_tried_again_and_says_the_whole_sentence(exceptions, operator, context):
+    with pytest.raises(exceptions.AirflowFailException, match=r"^train.fit has no 'epoch'\n  did you mean 'epochs'\?$"):
         operator().execute(context(stand_in={"train": "user_error"}))
 
 
@@ -98,9 +97,9 @@ def test_any_other_failure_may_be_tried_again(operator, context):
     assert type(info.value) is RuntimeError
 
 
-def test_a_skipped_stage_leaves_its_run_for_those_that_read_it(operator, context):
+def test_a_skipped_stage_leaves_its_run_for_those_that_read_it(exceptions, operator, context):
     given = context(stand_in={"build_tensorrt": "skip"})
-    with pytest.raises(AirflowSkipException, match=r"^no GPU here$"):
+    with pytest.raises(exceptions.AirflowSkipException, match=r"^no GPU here$"):
         operator("build_tensorrt").execute(given)
     assert given["ti"].pushed["return_value"] == "build_tensorrt-run"
 

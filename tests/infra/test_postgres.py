@@ -80,6 +80,7 @@ def test_each_user_has_its_own_database_and_may_not_enter_the_other(postgres, na
         psycopg2.connect(re.sub(r":\w{64}@", ":wrong@", address))
 
 
+@pytest.mark.extra
 def test_airflow_migrates_with_the_environment_of_the_compose_file(postgres, tmp_path):
     compose = reader.read((ROOT / "docker-compose.yml").read_text(encoding="utf-8"), "docker-compose.yml")
     (tmp_path / "uri").write_text(uri(postgres, "airflow"))
@@ -103,6 +104,7 @@ def test_airflow_migrates_with_the_environment_of_the_compose_file(postgres, tmp
         assert value == (postgres[0] / f"airflow_{option.split()[1]}").read_text()
 
 
+@pytest.mark.extra
 def test_mlflow_makes_its_tables(postgres):
     import psycopg2
 

@@ -50,6 +50,7 @@ def damaged_shard(home: Path) -> Iterator[Path]:
         whole.replace(shard)
 
 
+@pytest.mark.extra
 def test_damaged_data_stops_the_dag_and_what_serves_stays(killed_once: Ended, damaged_shard: Path) -> None:
     image = np.zeros((1, 1, 8, 8), np.uint8)
     with Client() as client:

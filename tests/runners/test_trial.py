@@ -34,6 +34,7 @@ def test_a_difference_above_the_limit_is_refused():
         trial.hold_to_limit("candidate 'teacher'", parity, 0.2)
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 def test_bfloat16_is_compared_although_onnx_runtime_cannot_run_it(tmp_path):
     torch.manual_seed(0)

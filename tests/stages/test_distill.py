@@ -1,9 +1,10 @@
 import json
 import logging
+import shutil
 
 import pytest
 import torch
-from training_toys import files
+from training_toys import files, in_one_process
 
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
@@ -17,12 +18,19 @@ FIT = Fit(epochs=5, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False
 CONFIG = Distill(model=Component(name="resnet", width=4, blocks=[1, 1]), fit=FIT)
 
 
-@pytest.fixture
-def teacher(tiny_data, tmp_path, here):
-    out = tmp_path / "teacher"
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A teacher; `teacher` copies it."""
+    root = tmp_path_factory.mktemp("teacher")
     config = Train(model=Component(name="resnet", width=8, blocks=[1, 1]), fit=FIT)
-    train(config, data=tiny_data, distributed=Distributed(), seed=1, out=out, scratch=tmp_path / "teacher-scratch")
-    return out
+    with in_one_process():
+        train(config, data=tiny_data, distributed=Distributed(), seed=1, out=root / "out", scratch=root / "scratch")
+    return root / "out"
+
+
+@pytest.fixture
+def teacher(trained, tmp_path, here):
+    return shutil.copytree(trained, tmp_path / "teacher")
 
 
 def run(config, tiny_data, teacher, tmp_path):

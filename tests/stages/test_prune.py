@@ -1,5 +1,8 @@
+import shutil
+
 import pytest
 import torch
+from training_toys import in_one_process
 
 from pipeline.compression.pruning.sparsity import zeros_share
 from pipeline.data.split import open_split
@@ -17,12 +20,19 @@ FIT = Fit(epochs=2, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False
 CONFIG = Prune(pruner=Component(name="channel", keep_macs=0.5), fit=FIT)
 
 
-@pytest.fixture
-def student(tiny_data, tmp_path, here):
-    out = tmp_path / "student"
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A student; `student` copies it."""
+    root = tmp_path_factory.mktemp("student")
     config = Train(model=Component(name="resnet", width=8, blocks=[1, 1]), fit=FIT)
-    train(config, data=tiny_data, distributed=Distributed(), seed=1, out=out, scratch=tmp_path / "student-scratch")
-    return out
+    with in_one_process():
+        train(config, data=tiny_data, distributed=Distributed(), seed=1, out=root / "out", scratch=root / "scratch")
+    return root / "out"
+
+
+@pytest.fixture
+def student(trained, tmp_path, here):
+    return shutil.copytree(trained, tmp_path / "student")
 
 
 def run(config, tiny_data, student, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from training_toys import in_one_process
 
 from pipeline.compression.quantization import choice
 from pipeline.compression.quantization.calibration_set import calibration_images
@@ -28,7 +29,6 @@ from pipeline.settings.training import Distributed, Finetune
 from pipeline.stages import quantize as stage
 from pipeline.stages.export_onnx import export_onnx
 from pipeline.stages.quantize import quantize
-from pipeline.training.job import run as run_job
 
 FIT = Finetune(epochs=1, batch_size=100, lr=0.01, crop_padding=0, horizontal_flip=False)
 
@@ -58,9 +58,7 @@ def trained(digits_data, digits_checkpoints, tmp_path_factory):
     """(what the stage left after a training, the metrics that it returned)"""
     root = tmp_path_factory.mktemp("trained")
     (root / "out").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.fit.launch", lambda function, job, settings, scratch: run_job(job))
-        patch.setattr("pipeline.training.fit.processes", lambda settings: 1)
+    with in_one_process():
         config = Quantize(calibration_images=200, fit=FIT)
         metrics = quantize(config, **places(digits_data, digits_checkpoints, root))
     return root / "out", metrics
@@ -106,6 +104,7 @@ def test_it_is_answered_as_without_vnni_and_says_where_it_is_valid(quantized, di
     assert (metadata["valid_on"], json.loads(metadata["needs_cpu_flags"])) == (record["valid_on"], found["needs"])
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 def test_without_the_form_for_cpus_nothing_is_said_of_them(run, tmp_path):
     metrics = run(targets=["tensorrt"])
@@ -168,6 +167,7 @@ def graphs_after(run, tmp_path, monkeypatch, better):
     return onnx.load(tmp_path / "out" / "cpu" / "model.onnx")
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 @pytest.mark.slow
 def test_what_was_trained_is_written_with_its_ranges(
@@ -194,6 +194,7 @@ def test_what_was_trained_is_written_with_its_ranges(
     assert logits["logits"].shape == (7, 10)
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 @pytest.mark.slow
 def test_training_that_did_not_help_is_said_and_left(run, trained_before, tmp_path, monkeypatch, caplog):
@@ -230,6 +231,7 @@ class Half:
         return {}
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 def test_what_fails_half_way_leaves_nothing(run, tmp_path):
     with pytest.raises(ModelError, match="not for tensorrt"):

@@ -14,7 +14,7 @@ from pipeline.machine import places
 from pipeline.services import demo
 from pipeline.tracking import evidence
 
-EPOCHS = 16
+EPOCHS = 9
 """Epochs of the teacher in every run here: the same settings, so that all runs but the first reuse what that one made."""
 
 

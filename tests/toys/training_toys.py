@@ -1,9 +1,24 @@
 """Components that only tests name, as ``training_toys:Plain``."""
 
+import contextlib
 import random
+from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from torch import nn
+
+
+@contextlib.contextmanager
+def in_one_process() -> Iterator[None]:
+    """Train in the test's own process instead of under torchrun."""
+    from pipeline.training import job
+
+    with (
+        mock.patch("pipeline.training.fit.launch", lambda function, the_job, settings, scratch: job.run(the_job)),
+        mock.patch("pipeline.training.fit.processes", lambda settings: 1),
+    ):
+        yield
 
 
 class Plain(nn.Module):

@@ -33,3 +33,24 @@ def test_what_is_neither_installed_nor_locked_is_empty(lock):
 def test_without_a_lock_file_in_the_workspace_that_of_the_clone_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(workspace, "root", lambda: tmp_path)
     assert packages.versions("torch")["torch"][1].startswith("torch==")
+
+
+def test_what_is_installed_is_read_once_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path))
+    packages._holders.cache_clear()
+    found = packages._holders()
+    assert found["PIL"] == ["pillow"]
+    packages._holders.cache_clear()
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: pytest.fail("read again"))
+    assert packages._holders() == found
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]"])
+def test_a_damaged_note_of_what_is_installed_is_written_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path))
+    packages._holders.cache_clear()
+    found = packages._holders()
+    (kept,) = (tmp_path / "packages").iterdir()
+    kept.write_text(damage)
+    packages._holders.cache_clear()
+    assert packages._holders() == found

@@ -96,6 +96,7 @@ def test_in_two_processes_a_loss_stays_one_and_is_resumed(tiny_data, teacher, tm
     assert curves(broken.out) == curves(whole.out) and same(broken.out, whole.out)
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 def test_one_and_two_processes_learn_the_same_from_the_same_views(tiny_data, teacher, tmp_path, toys):
     """Batch norm and buffers aside, a curve does not depend on the number of processes."""

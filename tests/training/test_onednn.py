@@ -32,6 +32,7 @@ def test_only_what_it_would_overrun_is_kept_from_it(network, device, onednn):
     assert torch.backends.mkldnn.enabled
 
 
+@pytest.mark.extra
 def test_a_network_so_narrow_trains_without_damage_to_the_heap():
     code = """
 import torch

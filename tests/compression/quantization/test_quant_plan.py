@@ -109,6 +109,7 @@ def test_it_rounds_at_the_tensors_of_the_quantized_graph_and_no_others(learned, 
     assert not any(node.startswith("add") for node in placed), "an addition is rounded behind its ReLU"
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 def test_an_image_whose_channels_are_scaled_apart_is_rounded_too(tmp_path):
     spec, network, images = learned_network((0.2, 0.3))

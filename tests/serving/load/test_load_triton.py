@@ -98,6 +98,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(tuning, "DUELS", 5)
 
 
+@pytest.mark.extra
 def test_a_delay_that_costs_is_found_and_written_and_nothing_is_left(triton, served, quick, tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text(
         "# mine\nserving: {queue_delay_us: 200000, instances: 1, max_batch_size: 8}  # slow\n"

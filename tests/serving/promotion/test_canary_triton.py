@@ -125,6 +125,7 @@ def test_clients_of_a_canary_are_answered_by_it_and_those_of_a_shadow_are_not(pr
         assert set(clients.versions) == {1}
 
 
+@pytest.mark.extra
 def test_a_promoter_killed_during_a_canary_leaves_the_champion_alone(promote, model, client, tmp_path):
     one = artifact(tmp_path, 1.0)
     promote(one, QUICK)

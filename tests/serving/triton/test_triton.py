@@ -93,6 +93,7 @@ def test_failed_requests_are_counted_by_status(triton, promote, tmp_path):
         measure.measure("nobody", "", wrong_shape, concurrency=1, seconds=0.1)
 
 
+@pytest.mark.extra
 def test_images_larger_than_a_flow_control_window_arrive(triton, client, tmp_path):
     model = artifact(tmp_path, 1.0, "wide")
     settings = Serving(model="wide", instances=1, max_batch_size=20_000)

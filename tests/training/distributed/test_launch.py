@@ -63,6 +63,7 @@ def test_any_other_error_comes_back_with_the_workers_traceback(tmp_path):
     assert "ValueError: no such thing" in str(raised.value) and "workers.py" in str(raised.value)
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 def test_a_worker_that_the_system_kills_may_be_tried_again(tmp_path):
     with pytest.raises(RuntimeError, match=r"was ended by SIGKILL; the system kills what takes too much memory"):

@@ -77,7 +77,7 @@ def stopwatch(monkeypatch):
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("keep", [0.9, 0.6, 0.25])
+@pytest.mark.parametrize("keep", [0.6, *(pytest.param(keep, marks=pytest.mark.extra) for keep in (0.9, 0.25))])
 def test_macs_end_closest_below_the_target(network, scope, keep):
     whole = macs(network, SHAPE)
     Channel(keep_macs=keep, scope=scope)(SPEC, network, iter(()))
@@ -200,7 +200,12 @@ def test_parameters_end_closest_below_the_target(network, keep):
     assert step.arguments["keep_parameters"] == keep and "keep_macs" not in step.arguments
 
 
-@pytest.mark.parametrize("importance", ["l1", "l2", "bn_scale", "taylor", "hessian", "lamp", "random"])
+OTHERS = ("l1", "bn_scale", "hessian", "lamp", "random")
+
+
+@pytest.mark.parametrize(
+    "importance", ["l2", "taylor", *(pytest.param(name, marks=pytest.mark.extra) for name in OTHERS)]
+)
 def test_every_importance_reaches_the_target_and_is_replayed(network, importance, tmp_path):
     whole = macs(network, SHAPE)
     step = Channel(keep_macs=0.5, importance=importance)(SPEC, network, batches())

@@ -102,6 +102,7 @@ def test_more_rounds_come_as_asked_for_or_as_many_as_there_can_be(name):
     assert len(build(name).rounds(3)) == {"depth": 1, "low_rank": 1, "n_m": 1}.get(name, 3)
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 def test_a_chain_of_all_answers_alike_in_a_new_process(tmp_path):
     """Weights come back from safetensors, the shape from the plan; no pruner is asked again."""
