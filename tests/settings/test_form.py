@@ -41,7 +41,7 @@ def test_the_default_recipe_is_among_the_recipes(form):
 
 def test_help_says_what_an_empty_field_means(form):
     assert form["train.fit.epochs"]["description_md"] == (
-        "Passes over the training images.\n\nLeft empty: 4 (demo: 3, digits: 12, full: 40)."
+        "Passes over the training images.\n\nLeft empty: 4 (demo: 2, digits: 12, full: 40)."
     )
     assert form["budget.p99_ms"]["description_md"].endswith("Left empty: null.")
     assert form["data.dataset"]["description_md"].endswith('Left empty: "fashion_mnist" (digits: "digits").')

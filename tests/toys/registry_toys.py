@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import mlflow_store
 
@@ -17,11 +19,11 @@ def registry_on_file(directory: Path) -> Iterator[MlflowRegistry]:
     import mlflow
 
     uri = mlflow_store.fresh(directory / "mlflow.db")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        client = mlflow.MlflowClient(uri)
-        experiment = client.create_experiment("flyweight", artifact_location=str(directory / "artifacts"))
-        yield MlflowRegistry(client, experiment, run_id=None)
-    finally:
-        mlflow.set_tracking_uri(before)
+    with mock.patch.dict(os.environ):  # in which MLflow leaves the address too
+        mlflow.set_tracking_uri(uri)
+        try:
+            client = mlflow.MlflowClient(uri)
+            experiment = client.create_experiment("flyweight", artifact_location=str(directory / "artifacts"))
+            yield MlflowRegistry(client, experiment, run_id=None)
+        finally:
+            mlflow.set_tracking_uri(None)
