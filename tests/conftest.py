@@ -97,6 +97,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if getattr(config, "workerinput", {}).get("workerid", "gw0") != "gw0":
+        os.nice(5)  # the first process gets what takes longest, which nothing should delay
     if config.getoption("keep_durations") and not hasattr(config, "workerinput"):  # not in xdist's test processes
         config.pluginmanager.register(_Durations())
 

@@ -45,6 +45,7 @@ def pytest_on(directory, *arguments):
     )
 
 
+@pytest.mark.extra
 def test_a_test_process_that_dies_fails_the_run_and_ends_it(tmp_path):
     (tmp_path / "test_crash.py").write_text(CRASH)
     (tmp_path / "test_sound.py").write_text("def test_sound():\n    pass\n")

@@ -57,6 +57,7 @@ def test_what_a_person_must_do_is_the_tasks_error(exceptions, operator, context)
         operator("reconcile", arguments=["--set", 'stand_in={"reconcile": "user_error"}']).execute(context())
 
 
+@pytest.mark.extra
 def test_the_files_are_light():
     code = f"""
 import sys, time

@@ -94,7 +94,7 @@ def test_the_same_weights_give_the_same_bytes_in_any_memory_format(spec, network
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("opset", [18, 23])
+@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.extra), 23])
 def test_the_opset_is_the_one_that_was_asked_for(spec, network, file, tmp_path, opset):
     onnx_graph.export(spec, network, tmp_path / "model.onnx", opset)
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset

@@ -82,6 +82,7 @@ def approve(run: Run) -> None:
     run.client._call("PATCH", f"/api/v2/{details}", {"chosen_options": ["Approve"], "params_input": {}})
 
 
+@pytest.mark.extra
 def test_a_run_is_a_success_although_build_tensorrt_was_skipped_and_a_person_was_asked(airflow):
     home, client = airflow
     run = Run(client, "skips", approval=True, build_tensorrt="skip")

@@ -21,6 +21,7 @@ def _demo() -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.extra
 def test_a_second_demo_reuses_every_stage_and_ends_with_the_table(killed_once: Ended) -> None:
     again = _demo()
     assert again.returncode == 0, again.stdout + again.stderr

@@ -50,7 +50,7 @@ def test_a_student_learns_from_its_teacher(tiny_data, teacher, tmp_path):
     assert (teacher / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize(("alone", "kept"), [(0.1, "distilled"), (1.1, "alone")])
+@pytest.mark.parametrize(("alone", "kept"), [(0.1, "distilled"), pytest.param(1.1, "alone", marks=pytest.mark.extra)])
 def test_of_distilled_and_alone_the_better_is_kept(tiny_data, teacher, tmp_path, monkeypatch, alone, kept):
     outs = {}
 

@@ -249,7 +249,7 @@ def test_answers_through_the_server_that_differ_are_found(inputs, tmp_path, monk
 
 @pytest.mark.integration
 def test_the_live_server_answers_as_the_files_do_and_is_left_as_it_was(inputs, tmp_path, triton):
-    settings = CONFIG.model_copy(update={"load_seconds": 0.5})
+    settings = CONFIG.model_copy(update={"load_seconds": 0.2})
     folders = {name: inputs / name for name in ("data", "teacher", "student", "pruned", "candidates", "engines")}
     out = tmp_path / "out"
     out.mkdir()

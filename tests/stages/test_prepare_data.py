@@ -133,8 +133,9 @@ def test_failing_command_passes_on_its_words(
         prepare_data._reproduce("prepare@toy")
 
 
+@pytest.mark.extra
 @pytest.mark.integration
-@pytest.mark.parametrize(("code", "error"), [(2, DataError), pytest.param(1, RuntimeError, marks=pytest.mark.extra)])
+@pytest.mark.parametrize(("code", "error"), [(2, DataError), (1, RuntimeError)])
 def test_dvc_passes_on_the_words_of_a_failing_command(
     root: Path, tmp_path: Path, code: int, error: type[Exception]
 ) -> None:

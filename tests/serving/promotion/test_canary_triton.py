@@ -109,6 +109,7 @@ def test_a_broken_canary_fails_nobodys_request_and_a_good_one_goes_live(promote,
     assert [entry["verdict"] for entry in ended] == [*["broken"] * len(FAULTS), "passed"]
 
 
+@pytest.mark.extra
 def test_clients_of_a_canary_are_answered_by_it_and_those_of_a_shadow_are_not(promote, model, client, tmp_path):
     one = artifact(tmp_path, 1.0)
     promote(one, QUICK)

@@ -233,7 +233,7 @@ FIRSTS = [pytest.param(True, step, marks=pytest.mark.extra) for step in CALLS]
 @pytest.mark.integration  # of many processes: half a minute
 @pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.extra), "after"])
 @pytest.mark.parametrize(("first", "kill_at"), [*FIRSTS, *((False, step) for step in STEPS)])
-@pytest.mark.parametrize("then", ["promote", "reconcile"])
+@pytest.mark.parametrize("then", [pytest.param("promote", marks=pytest.mark.extra), "reconcile"])
 def test_killed_at_any_step_the_next_one_ends_right(
     home, fake, registry, serving, promote, first, kill_at, moment, then
 ):

@@ -93,6 +93,7 @@ def test_a_killed_server_is_back_with_what_it_served(up):
     assert not second.is_running()
 
 
+@pytest.mark.extra
 def test_clients_that_vanish_leave_the_others_served(up):
     before = server().pid
     address = ("127.0.0.1", places.port("triton_grpc"))

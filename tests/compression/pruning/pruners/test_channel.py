@@ -331,6 +331,7 @@ def test_a_latency_out_of_reach_is_refused_before_anything_is_pruned(network, st
     assert macs(network, SHAPE) == whole
 
 
+@pytest.mark.extra
 @pytest.mark.integration
 @pytest.mark.slow
 def test_latency_is_that_of_onnx_runtime(monkeypatch):
