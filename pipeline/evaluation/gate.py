@@ -23,7 +23,7 @@ RULE = (
     "fast unless its turns show it to be slower than the fastest by more than budget.equal_speed; among those equally fast it is "
     "the smallest file, then the fewest MACs, then the earliest step. If none holds every limit, it is the one that misses "
     "least: the smallest sum of shortfalls, each a share of its limit. "
-    "An int8 candidate that was found no faster than its float original gives way to it where that one misses no more. "
+    "An int8 candidate that was found to be slower than its float original gives way to it where that one misses no more. "
     "The nominee alone is then held to the accuracy limit on the test split, where it counts."
 )
 _MINIMUM_DROP = 0.001

@@ -43,7 +43,7 @@ class Candidate(Record):
     """The stage that made it from its parent."""
     parity: Parity
     gives_way_to: str | None = None
-    """The float candidate to serve in its stead, where `quantize` found int8 no faster than it on this machine."""
+    """The float candidate to serve in its stead, where `quantize` found int8 to be slower than it on this machine."""
 
 
 class Mobile(Record):

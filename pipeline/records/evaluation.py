@@ -36,7 +36,7 @@ class Measured(Record):
     parent: str | None = None
     made_by: str | None = None
     gives_way_to: str | None = None
-    """The float candidate to serve in its stead, where `quantize` found int8 no faster than it."""
+    """The float candidate to serve in its stead, where `quantize` found int8 to be slower than it."""
     export_parity: dict[str, Any] = Field(default_factory=dict)
     """ONNX beside PyTorch, as `export_onnx` measured it."""
     torch_agreement: float | None = None

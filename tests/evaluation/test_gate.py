@@ -197,7 +197,7 @@ def test_what_cannot_be_served_here_is_not_eligible_and_says_why():
     assert not any(standing.eligible or standing.checks for standing in verdict.candidates)
 
 
-def test_int8_that_is_not_faster_gives_way_to_its_float_original():
+def test_int8_that_is_slower_gives_way_to_its_float_original():
     slow = candidate("int8", served=3000.0, gives_way_to="pruned")
     original = candidate("pruned", served=2900.0, size=140_000)
     assert decide(candidate("int8", served=3000.0), original).winner == "int8"
@@ -205,13 +205,13 @@ def test_int8_that_is_not_faster_gives_way_to_its_float_original():
     assert decide(candidate("int8", served=9000.0, gives_way_to="pruned"), original).winner == "pruned"
 
 
-def test_int8_that_is_not_faster_is_chosen_where_only_it_holds():
+def test_int8_that_is_slower_is_chosen_where_only_it_holds():
     slow = candidate("int8", gives_way_to="pruned")
     assert decide(slow, candidate("pruned", size=400_000)).winner == "int8"
     assert decide(slow).winner == "int8"
 
 
-def test_int8_that_is_not_faster_is_not_the_nearest_where_its_original_misses_no_more():
+def test_int8_that_is_slower_is_not_the_nearest_where_its_original_misses_no_more():
     both = {"drop": 0.05, "size": 100_000}
     verdict = decide(candidate("int8", gives_way_to="pruned", **both), candidate("pruned", served=2600.0, **both))
     assert (verdict.verdict, verdict.nearest) == ("INFEASIBLE", "pruned")

@@ -9,7 +9,7 @@ from pipeline.records.quantization import Quantization, candidate_of, load_quant
 
 
 def test_it_says_which_forms_there_are_and_which_candidate_to_serve(tmp_path):
-    record = {"serve": "pruned", "proof": {"faster": False}, "targets": {"cpu": {"fused": 3.0}, "tensorrt": {}}}
+    record = {"serve": "pruned", "proof": {"pace": "slower"}, "targets": {"cpu": {"fused": 3.0}, "tensorrt": {}}}
     (tmp_path / "quantization.json").write_text(json.dumps(record))
     found = load_quantization(tmp_path)
     assert found.serve == "pruned" and found.targets == {"cpu": {"fused": 3.0}, "tensorrt": {}}

@@ -33,12 +33,12 @@ class CpuForm:
 
     def conclusions(self) -> dict[str, Any]:
         """Return what `quantization.json` says of it, the conclusions first; warn of what speaks against it."""
-        if not self.proof.faster:
+        if self.proof.pace == "slower":
             _log.warning("%s", self.proof.sentence)
         if self.valid.needs:
             _log.warning("%s", self.valid.sentence)
         return {
-            "serve": candidate_of("cpu") if self.proof.faster else ORIGINAL,
+            "serve": ORIGINAL if self.proof.pace == "slower" else candidate_of("cpu"),
             "valid_on": self.valid.valid_on,
             "proof": self.proof.model_dump(mode="json"),
             "without_vnni": self.valid.model_dump(mode="json", exclude={"valid_on"}),

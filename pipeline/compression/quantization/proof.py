@@ -15,22 +15,25 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.evaluation.intervals import ratio
 from pipeline.machine import cpu
 from pipeline.machine.cpu import Cpu
 from pipeline.protocols import Metrics
-from pipeline.records.measures import Offline
+from pipeline.records.measures import Interval, Offline
 from pipeline.runners.answer import answer
 from pipeline.runners.onnx_runner import OnnxRunner, open_session, session_options
 from pipeline.runners.timing import time_runners
 
 BATCHES = (1, 32, 64)
 """Images per call."""
+_CONFIDENCE = 0.95
 INTEGER_OPERATORS = {
     "QLinearConv", "QLinearAdd", "QLinearMul", "QLinearMatMul", "QLinearGlobalAveragePool", "QLinearAveragePool",
     "QLinearConcat", "QLinearSigmoid", "QLinearSoftmax", "QLinearLeakyRelu", "QGemm", "MatMulIntegerToFloat",
@@ -53,6 +56,8 @@ class Speed(BaseModel):
     int8_images_per_second: float
     ratio: float
     """int8 over float."""
+    interval: Interval
+    """Where the ratio lies, at 95 %, by the turns that the two took."""
 
 
 class Proof(BaseModel):
@@ -64,8 +69,9 @@ class Proof(BaseModel):
     float_ops_left: int
     speed: dict[int, Speed]
     """By batch size."""
-    faster: bool
-    """Whether int8 is faster at the largest batch size, where the budget reads its speedup as well."""
+    pace: Literal["faster", "as fast", "slower"]
+    """int8 beside float at the largest batch size, where the budget reads its speedup as well. By chance it is neither
+    faster nor slower: then it is as fast."""
     agreement: float
     """Share of the images that both files answer alike."""
     cpu: Cpu
@@ -97,7 +103,7 @@ def prove(float_file: Path, int8_file: Path, images: NDArray[np.uint8], seconds:
         fused_integer_ops=integer,
         float_ops_left=left,
         speed=speed,
-        faster=speed[BATCHES[-1]].ratio > 1.0,
+        pace=_pace(speed[BATCHES[-1]].interval),
         agreement=float((answers["float"] == answers["int8"]).mean()),
         cpu=here,
         sentence=_sentence(speed, integer, left, here),
@@ -105,12 +111,18 @@ def prove(float_file: Path, int8_file: Path, images: NDArray[np.uint8], seconds:
 
 
 def _speed(timed: Mapping[str, Offline]) -> Speed:
-    found = {name: offline.images_per_second for name, offline in timed.items()}
+    before, after = timed["float"], timed["int8"]
+    found = ratio(after.turns, before.turns, _CONFIDENCE)
     return Speed(
-        float_images_per_second=found["float"],
-        int8_images_per_second=found["int8"],
-        ratio=found["int8"] / found["float"],
+        float_images_per_second=before.images_per_second,
+        int8_images_per_second=after.images_per_second,
+        ratio=found.value,
+        interval=Interval(low=found.low, high=found.high),
     )
+
+
+def _pace(ratio: Interval) -> Literal["faster", "as fast", "slower"]:
+    return "faster" if ratio.low > 1.0 else "slower" if ratio.high < 1.0 else "as fast"
 
 
 def count_operators(file: Path) -> Metrics:
@@ -134,6 +146,10 @@ def _sentence(speed: Mapping[int, Speed], integer: int, left: int, here: Cpu) ->
     ratios = ", ".join(f"{one.ratio:.2f}x at batch {batch}" for batch, one in speed.items())
     where = f"one thread of {here.model} ({', '.join(here.flags) or 'no integer instructions known'})"
     facts = f"{ratios}, on {where}; {integer} operators run as integers, {left} as float"
-    if speed[BATCHES[-1]].ratio > 1.0:
-        return f"int8 is faster than float here: {facts}."
-    return f"int8 is not faster than float here: {facts}. Serve the float candidate."
+    match _pace(speed[BATCHES[-1]].interval):
+        case "faster":
+            return f"int8 is faster than float here: {facts}."
+        case "as fast":
+            return f"int8 is as fast as float here, within what chance explains: {facts}."
+        case "slower":
+            return f"int8 is slower than float here: {facts}. Serve the float candidate."

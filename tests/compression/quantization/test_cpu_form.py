@@ -6,13 +6,16 @@ from pipeline.compression.quantization.cpu_form import CpuForm
 from pipeline.compression.quantization.proof import Proof, Speed
 from pipeline.compression.quantization.saturation import EVERYWHERE, WITH_VNNI, Saturation
 from pipeline.machine import cpu
+from pipeline.records.measures import Interval
 
 
 @pytest.fixture
 def proof():
-    speed = Speed(float_images_per_second=10.0, int8_images_per_second=20.0, ratio=2.0)
+    speed = Speed(
+        float_images_per_second=10.0, int8_images_per_second=20.0, ratio=2.0, interval=Interval(low=1.9, high=2.1)
+    )
     return Proof(
-        fused_integer_ops=10, float_ops_left=0, speed={64: speed}, faster=True, agreement=1.0, cpu=cpu.describe(),
+        fused_integer_ops=10, float_ops_left=0, speed={64: speed}, pace="faster", agreement=1.0, cpu=cpu.describe(),
         sentence="int8 is fast.",
     )  # fmt: skip
 
@@ -32,8 +35,8 @@ def test_int8_that_is_faster_and_valid_everywhere_is_served_without_a_warning(pr
     assert caplog.text == ""
 
 
-def test_int8_that_is_not_faster_or_not_valid_everywhere_is_said_so(proof, valid, caplog):
-    slow = proof.model_copy(update={"faster": False, "sentence": "int8 is slow."})
+def test_int8_that_is_slower_or_not_valid_everywhere_is_said_so(proof, valid, caplog):
+    slow = proof.model_copy(update={"pace": "slower", "sentence": "int8 is slow."})
     doubtful = valid.model_copy(update={"needs": ("avx_vnni",), "valid_on": WITH_VNNI, "sentence": "Sums saturate."})
     found = CpuForm(slow, doubtful).conclusions()
     assert (found["serve"], found["valid_on"]) == ("pruned", WITH_VNNI)
