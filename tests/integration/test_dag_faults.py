@@ -137,9 +137,8 @@ def test_a_stage_killed_from_outside_is_tried_again(airflow):
     assert has_ended(child)
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param("marked as failed", marks=pytest.mark.extra), "the task's process killed"]
-)
+@pytest.mark.extra
+@pytest.mark.parametrize("how", ["marked as failed", "the task's process killed"])
 def test_no_process_is_left_of_a_task_that_airflow_ends(airflow, how):
     home, client = airflow
     run = Run(client, how.replace(" ", "-").replace("'", ""), train="hang")

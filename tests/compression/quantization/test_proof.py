@@ -48,8 +48,8 @@ def test_the_proof_holds_what_was_counted_and_timed_and_where(files, images):
     assert (found.fused_integer_ops, found.float_ops_left) == (10, 0)
     assert list(found.speed) == [1, 32, 64]
     for speed in found.speed.values():
-        assert speed.ratio == pytest.approx(speed.int8_images_per_second / speed.float_images_per_second)
-    assert all(speed.ratio > 0 for speed in found.speed.values())
+        assert 0 < speed.interval.low <= speed.ratio <= speed.interval.high
+        assert speed.ratio == pytest.approx(speed.int8_images_per_second / speed.float_images_per_second, rel=0.5)
     assert found.cpu == cpu.describe()
     assert type(found).model_validate_json(found.model_dump_json()) == found
 
