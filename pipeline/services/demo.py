@@ -131,6 +131,7 @@ def _addresses(name: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]
     yield "Report", found["report_url"]
     yield "Airflow", _run_url(name)
     yield "MLflow", found["parent_url"]
+    yield "All runs", found["runs_url"]
     yield "Triton", f"gRPC {places.triton_grpc()}, HTTP http://127.0.0.1:{places.port('triton_http')}"
     yield "Airflow's login", f"{USER}, password in {password_file(places.home() / 'airflow')}"
     yield "Stop everything", "make down"

@@ -14,6 +14,19 @@ from pipeline.records.evaluation import TEACHER, Evaluation, Measured
 from pipeline.records.verdict import Verdict
 from pipeline.tracking import rest, runs
 
+_VIEW = "mlflow.sharedViewState.flyweight"
+"""Tag of the experiment in which MLflow's UI looks for the view that `rest.runs_url` asks for."""
+_COLUMNS = (
+    "tags.`winner`",
+    "metrics.`proxy/accuracy`",
+    "metrics.`proxy/accuracy_drop`",
+    "metrics.`proxy/size_ratio`",
+    "metrics.`proxy/speedup`",
+    "metrics.`proxy/served_throughput`",
+    "metrics.`proxy/served_p99_ms`",
+    "metrics.`wall_seconds`",
+    "tags.`registered_version`",
+)
 _LONGEST = 6000
 """Characters of a parameter that MLflow takes."""
 
@@ -61,6 +74,22 @@ def log(parent: str, evidence: Mapping[str, Any]) -> None:
     if (data := evidence.get("data")) and not run.get("inputs", {}).get("dataset_inputs"):
         digest = (data.get("dvc_md5") or "without DVC").removesuffix(".dir")[:36]
         runs.log_dataset(parent, data["dataset"], digest, json.dumps(dict(data)), context="pipeline")
+
+
+def share_view(experiment: str) -> None:
+    """Leave in MLflow the view of its table that shows pipeline runs alone, with the numbers by which they are compared."""
+    view = {
+        "searchFilter": f"tags.`{rest.TAG}kind` = 'pipeline'",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(_COLUMNS),
+    }
+    body = {"experiment_id": experiment, "key": _VIEW, "value": json.dumps(view)}
+    rest.call("POST", "experiments/set-experiment-tag", body)
 
 
 def _shown(evidence: Mapping[str, Any]) -> str | None:

@@ -33,6 +33,7 @@ def gather(pipeline: str) -> dict[str, Any]:
         "parent_run_id": info["run_id"],
         "parent_url": rest.run_url(info["run_id"], info["experiment_id"]),
         "report_url": rest.report_url(info["run_id"], info["experiment_id"]),
+        "runs_url": rest.runs_url(info["experiment_id"]),
         "begun": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info["start_time"] / 1000)),
         "stages": stages,
         "verdict": _json(runs.get("evaluate"), VERDICT_FILE),

@@ -72,4 +72,6 @@ def log_report(evidence: Mapping[str, Any], page: str, summary: str) -> str:
     artifacts.put_text(parent, "report.html", page)
     runs.set_tag(parent, "mlflow.note.content", summary)
     comparison.log(parent, evidence)
-    return rest.report_url(parent, rest.get_run(parent)["info"]["experiment_id"])
+    experiment = rest.get_run(parent)["info"]["experiment_id"]
+    comparison.share_view(experiment)
+    return rest.report_url(parent, experiment)

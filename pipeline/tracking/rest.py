@@ -79,6 +79,11 @@ def run_url(run_id: str, experiment: str) -> str:
     return f"{places.mlflow_ui()}/#/experiments/{experiment}/runs/{run_id}"
 
 
+def runs_url(experiment: str) -> str:
+    """Return where MLflow's UI shows all pipeline runs side by side; see `comparison.share_view`."""
+    return f"{places.mlflow_ui()}/#/experiments/{experiment}/runs?viewStateShareKey=flyweight"
+
+
 def report_url(run_id: str, experiment: str) -> str:
     """Return where MLflow's UI shows the evidence page of a pipeline run; its plain artifact address only downloads."""
     return f"{run_url(run_id, experiment)}/artifacts/report.html"

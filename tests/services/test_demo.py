@@ -84,7 +84,13 @@ def test_a_run_that_succeeds_ends_with_the_table_and_the_addresses(monkeypatch: 
         ]
     )
     reused = {"stage": "train", "status": "reused", "reason": "run abc had the same settings, inputs and code"}
-    found = {"evaluation": None, "stages": [reused], "report_url": "http://report", "parent_url": "http://parent"}
+    found = {
+        "evaluation": None,
+        "stages": [reused],
+        "report_url": "http://report",
+        "parent_url": "http://parent",
+        "runs_url": "http://runs",
+    }
     monkeypatch.setattr(demo, "_notes", lambda name: [reused])
     monkeypatch.setattr(demo.evidence, "gather", lambda name: found)
 
@@ -129,7 +135,13 @@ def test_a_failed_run_ends_with_the_sentence_of_the_task(
 
 def test_a_report_that_fails_does_not_hide_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[dict[str, str | None]] = [{"check": "success", "train": "success", "report": "failed"}]
-    found = {"evaluation": None, "stages": [], "report_url": "http://report", "parent_url": "http://parent"}
+    found = {
+        "evaluation": None,
+        "stages": [],
+        "report_url": "http://report",
+        "parent_url": "http://parent",
+        "runs_url": "http://runs",
+    }
     monkeypatch.setattr(demo.evidence, "gather", lambda name: found)
     code, text = _run(FakeAirflow(steps, error=OTHER_ERROR), monkeypatch)
     assert code == 1

@@ -119,3 +119,7 @@ def test_the_parent_run_carries_numbers_settings_data_and_version(mlflow_server,
     assert json.loads(data["dataset"]["source"])["path"] == "data/digits"
     assert artifacts.read(run["info"]["run_id"], "report.html") == b"<p>page</p>"
     pipeline_run.close_pipeline("one", complete=True)
+    found = rest.call("GET", "experiments/get", {"experiment_id": run["info"]["experiment_id"]})["experiment"]
+    view = json.loads({tag["key"]: tag["value"] for tag in found["tags"]}["mlflow.sharedViewState.flyweight"])
+    shown = {column.partition(".")[2].strip("`") for column in view["selectedColumns"]}
+    assert shown <= {*metrics, *tags, "wall_seconds"} and {"winner", "proxy/accuracy"} < shown
