@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.machine import places
-from pipeline.progress.follow import Event, EventFile, remaining_seconds, share
+from pipeline.progress.follow import Event, remaining_seconds, share
 
 ENDED = frozenset({"done", "reused", "skipped", "failed", "not run"})
 _WORDS = {
@@ -133,12 +132,6 @@ class Board:
             row = (view.name, view.state, view.percent, view.eta, took, view.doing)
             table.add_row(*row, style=_STYLES.get(view.state))
         return table
-
-
-def events_of(pipeline: str) -> EventFile:
-    """Return the progress file of a pipeline run."""
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in pipeline)
-    return EventFile(places.progress_file(name))
 
 
 class LiveTable:

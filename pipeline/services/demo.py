@@ -14,7 +14,8 @@ from rich.console import Console
 
 from pipeline.errors import FlyweightError
 from pipeline.machine import places
-from pipeline.progress.board import Board, LiveTable, PlainLog, duration, events_of
+from pipeline.progress.board import Board, LiveTable, PlainLog, duration
+from pipeline.progress.follow import EventFile
 from pipeline.services.airflow_client import AirflowClient
 from pipeline.services.airflow_settings import USER, password_file
 from pipeline.settings.form import FORCE, RECIPE
@@ -66,7 +67,7 @@ def run(recipe: str, overrides: Mapping[str, Any], *, force: bool = False, conso
 def follow(airflow: AirflowClient, name: str, tasks: list[str], console: Console) -> tuple[str, Board]:
     """Show the DAG run `name` until it has ended; return its last state and the board."""
     board = Board.of(name, tasks)
-    progress = events_of(name)
+    progress = EventFile(places.progress_file(name))
     with LiveTable(console) if console.is_terminal else PlainLog(console) as display:
         while True:
             state = airflow.get(f"dags/{DAG}/dagRuns/{name}")["state"]

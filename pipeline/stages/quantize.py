@@ -1,4 +1,4 @@
-"""`quantize`: the pruned student in int8, once per target, with the proof that it is faster here.
+"""`quantize`: the pruned student in int8, once per target, with the proof of how fast it is here.
 
 Out: ``<target>/model.onnx`` for each target, ``model.json`` and ``quantization.json``. That one says first which candidate
 to serve, int8 or its float original, and on which CPUs int8 answers as it should; see `pipeline.compression.quantization.proof` and

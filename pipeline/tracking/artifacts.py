@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipeline.errors import FlyweightError
 from pipeline.machine import places
 from pipeline.tracking import rest
 
@@ -73,6 +74,11 @@ def _fetch(run_id: str, directory: Path) -> None:
         download_artifacts(run_id=run_id, dst_path=str(directory), tracking_uri=places.mlflow())
     elif place.is_dir():
         shutil.copytree(place, directory, dirs_exist_ok=True)
+    elif names(run_id):
+        raise FlyweightError(
+            f"the files of run {run_id} are in {place} of the machine where MLflow runs, not of this one: start that MLflow "
+            f"with `--serve-artifacts`, or work where it runs"
+        )
 
 
 def _place(run_id: str) -> Path | None:

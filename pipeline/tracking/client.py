@@ -20,14 +20,8 @@ def make_client() -> Any:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     import mlflow
 
-    mlflow.set_tracking_uri(places.mlflow())  # system metrics and model files take it from here
+    mlflow.set_tracking_uri(places.mlflow())  # model files take it from here
     return mlflow.MlflowClient(places.mlflow())
-
-
-def experiment_of(client: Any) -> str:
-    """Return the id of our experiment, made where there is none."""
-    found = rest.experiment_id()
-    return found if found is not None else client.create_experiment(rest.EXPERIMENT)
 
 
 @contextlib.contextmanager

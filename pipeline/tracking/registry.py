@@ -11,15 +11,14 @@ from pipeline.errors import FlyweightError, PromotionError
 from pipeline.files import sha256
 from pipeline.machine import places
 from pipeline.records.candidates import MODEL_FILE
-from pipeline.tracking import models
-from pipeline.tracking.client import experiment_of, make_client, translated
+from pipeline.tracking import models, runs
+from pipeline.tracking.client import make_client, translated
 from pipeline.tracking.rest import NotFound, Refused
 
 
 def model_registry() -> MlflowRegistry:
     """Return the Model Registry for use outside a stage."""
-    client = make_client()
-    return MlflowRegistry(client, experiment_of(client), run_id=None)
+    return MlflowRegistry(make_client(), runs.experiment(), run_id=None)
 
 
 class MlflowRegistry:

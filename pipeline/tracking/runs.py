@@ -6,7 +6,6 @@ end because a database was locked for a moment.
 
 from __future__ import annotations
 
-import getpass
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -37,15 +36,14 @@ def now() -> int:
 
 def create(name: str, tags: Mapping[str, str]) -> tuple[str, str]:
     """Open a run of our experiment, which is made where there is none. Returns (run id, experiment id)."""
-    experiment = rest.experiment_id() or _create_experiment()
+    found = experiment()
     body = {
-        "experiment_id": experiment,
+        "experiment_id": found,
         "run_name": name,
-        "user_id": getpass.getuser(),
         "start_time": now(),
-        "tags": _pairs({"mlflow.user": getpass.getuser(), **tags}),
+        "tags": _pairs(tags),
     }
-    return rest.call("POST", "runs/create", body)["run"]["info"]["run_id"], experiment
+    return rest.call("POST", "runs/create", body)["run"]["info"]["run_id"], found
 
 
 def log(
@@ -107,7 +105,10 @@ def _write(path: str, body: Mapping[str, Any]) -> None:
     rest.call("POST", path, body)
 
 
-def _create_experiment() -> str:
+def experiment() -> str:
+    """Return the id of our experiment, made where there is none."""
+    if (found := rest.experiment_id()) is not None:
+        return found
     try:
         return rest.call("POST", "experiments/create", {"name": rest.EXPERIMENT})["experiment_id"]
     except rest.Refused:  # another process was quicker

@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import FlyweightError
-from pipeline.progress.board import Board, LiveTable, PlainLog, StageView, duration, events_of
+from pipeline.machine import places
+from pipeline.progress.board import Board, LiveTable, PlainLog, StageView, duration
+from pipeline.progress.follow import EventFile
 from pipeline.services import demo
 
 TASKS = [
@@ -220,7 +222,7 @@ def test_a_retry_forgets_what_the_first_attempt_said() -> None:
 
 def test_progress_is_read_line_by_line_from_where_it_was_left(quiet: Path) -> None:
     file = quiet / "run" / "progress" / "manual__2026-11-21T10_00_00.5_00_00.jsonl"
-    progress = events_of("manual__2026-11-21T10:00:00.5+00:00")
+    progress = EventFile(places.progress_file("manual__2026-11-21T10:00:00.5+00:00"))
     assert progress.read() == []
     file.parent.mkdir(parents=True)
     first, second = _event("train", 1, 1.0), _event("train", 2, 2.0)

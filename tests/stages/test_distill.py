@@ -4,14 +4,13 @@ import shutil
 
 import pytest
 import torch
-from training_toys import files, in_one_process
+from training_toys import files, trained_once
 
 from pipeline.errors import ModelError, SettingsError
 from pipeline.models import checkpoint
 from pipeline.settings.base import Component
-from pipeline.settings.training import Distill, Distributed, Fit, Train
+from pipeline.settings.training import Distill, Distributed, Fit
 from pipeline.stages.distill import distill
-from pipeline.stages.train import train
 from pipeline.training.fit import train_job
 
 FIT = Fit(epochs=5, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False)
@@ -21,11 +20,7 @@ CONFIG = Distill(model=Component(name="resnet", width=4, blocks=[1, 1]), fit=FIT
 @pytest.fixture(scope="module")
 def trained(tiny_data, tmp_path_factory):
     """A teacher; `teacher` copies it."""
-    root = tmp_path_factory.mktemp("teacher")
-    config = Train(model=Component(name="resnet", width=8, blocks=[1, 1]), fit=FIT)
-    with in_one_process():
-        train(config, data=tiny_data, distributed=Distributed(), seed=1, out=root / "out", scratch=root / "scratch")
-    return root / "out"
+    return trained_once(tiny_data, tmp_path_factory.mktemp("teacher"), FIT)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from training_toys import in_one_process
+from training_toys import trained_once
 
 from pipeline.compression.pruning.sparsity import zeros_share
 from pipeline.data.split import open_split
@@ -11,9 +11,8 @@ from pipeline.models import checkpoint
 from pipeline.models.spec import load_spec
 from pipeline.settings.base import Component
 from pipeline.settings.compression import Prune
-from pipeline.settings.training import Distributed, Fit, Train
+from pipeline.settings.training import Distributed, Fit
 from pipeline.stages.prune import prune
-from pipeline.stages.train import train
 from pipeline.training.validation import evaluate
 
 FIT = Fit(epochs=2, batch_size=32, lr=0.1, crop_padding=1, horizontal_flip=False)
@@ -23,11 +22,7 @@ CONFIG = Prune(pruner=Component(name="channel", keep_macs=0.5), fit=FIT)
 @pytest.fixture(scope="module")
 def trained(tiny_data, tmp_path_factory):
     """A student; `student` copies it."""
-    root = tmp_path_factory.mktemp("student")
-    config = Train(model=Component(name="resnet", width=8, blocks=[1, 1]), fit=FIT)
-    with in_one_process():
-        train(config, data=tiny_data, distributed=Distributed(), seed=1, out=root / "out", scratch=root / "scratch")
-    return root / "out"
+    return trained_once(tiny_data, tmp_path_factory.mktemp("student"), FIT)
 
 
 @pytest.fixture

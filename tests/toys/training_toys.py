@@ -3,10 +3,14 @@
 import contextlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import nn
+
+from pipeline.settings.base import Component
+from pipeline.settings.training import Distributed, Fit, Train
 
 
 @contextlib.contextmanager
@@ -19,6 +23,16 @@ def in_one_process() -> Iterator[None]:
         mock.patch("pipeline.training.fit.processes", lambda settings: 1),
     ):
         yield
+
+
+def trained_once(data: Path, root: Path, fit: Fit) -> Path:
+    """A small network that `train` has trained on `data`: its checkpoint, below `root`."""
+    from pipeline.stages.train import train
+
+    config = Train(model=Component(name="resnet", width=8, blocks=[1, 1]), fit=fit)
+    with in_one_process():
+        train(config, data=data, distributed=Distributed(), seed=1, out=root / "out", scratch=root / "scratch")
+    return root / "out"
 
 
 class Plain(nn.Module):

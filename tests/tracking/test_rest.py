@@ -1,10 +1,9 @@
 """What MLflow answers, as errors of ours: absence is told from refusal, and both from failure."""
 
-import http.server
 import json
-import threading
 
 import pytest
+from http_stand_in import Silent, serving
 
 from pipeline.errors import FlyweightError
 from pipeline.tracking import artifacts, rest
@@ -15,28 +14,16 @@ def server(monkeypatch):
     """A stand-in for MLflow: `server[path] = (status, content)`; what is not there is 404."""
     answers = {}
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Silent):
         def do_GET(self):
             status, content = answers.get(self.path.partition("?")[0], (404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}))
-            text = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+            self.answer(status, content if isinstance(content, bytes) else json.dumps(content).encode())
 
         do_POST = do_GET
 
-        def log_message(self, *_):
-            pass
-
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{found.server_port}")
-    yield answers
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serving(Handler) as found:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{found.server_port}")
+        yield answers
 
 
 GET, LIST = "/get-artifact", "/api/2.0/mlflow/artifacts/list"

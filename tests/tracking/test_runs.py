@@ -1,12 +1,12 @@
 """What is written to MLflow's runs: all of it however much, tried again where MLflow fails, as it was where it refuses."""
 
-import http.server
 import json
 import math
-import threading
 
 import pytest
+from http_stand_in import Silent, serving
 
+from pipeline.errors import FlyweightError
 from pipeline.tracking import artifacts, rest, runs
 
 
@@ -14,32 +14,20 @@ from pipeline.tracking import artifacts, rest, runs
 def server(monkeypatch):
     """A stand-in for MLflow: `server.fails` requests get a 500 first; `server.got` is what the others brought."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Silent):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = 200
-            if found.fails:
-                found.fails -= 1
-                status = 500
+            if self.server.fails:
+                self.server.fails -= 1
+                self.answer(500, b"{}")
             else:
-                found.got.append((self.path.rpartition("/")[2], body))
-            self.send_response(status)
-            self.send_header("Content-Length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
+                self.server.got.append((self.path.rpartition("/")[2], body))
+                self.answer(200, b"{}")
 
-        def log_message(self, *_):
-            pass
-
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.fails, found.got = 0, []
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{found.server_port}")
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serving(Handler) as found:
+        found.fails, found.got = 0, []
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{found.server_port}")
+        yield found
 
 
 def test_more_than_mlflow_takes_at_once_is_sent_in_several_requests(server):
@@ -98,3 +86,22 @@ def test_a_run_that_left_nothing_has_an_empty_directory(mlflow_server, monkeypat
     monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
     run_id, _ = runs.create("empty", {})
     assert list(artifacts.fetched(run_id).iterdir()) == []
+
+
+@pytest.mark.integration
+def test_files_that_lie_on_another_machine_are_no_empty_directory(mlflow_server, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("FLYWEIGHT_HOME", str(tmp_path / "home"))
+    run_id, _ = runs.create("elsewhere", {})
+    artifacts.put_text(run_id, "page.html", "here")
+    monkeypatch.setattr(artifacts, "_place", lambda run_id: tmp_path / "not on this machine")
+    with pytest.raises(FlyweightError, match=r"are in .*not on this machine of the machine where MLflow runs"):
+        artifacts.fetched(run_id)
+    assert artifacts.names(run_id) == ["page.html"]
+
+
+@pytest.mark.integration
+def test_a_user_whom_the_system_does_not_name_opens_runs_too(mlflow_server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setattr("getpass.getuser", lambda: 1 / 0)  # a container with a number for a user
+    assert rest.get_run(runs.create("nobody", {})[0])["info"]["status"] == "RUNNING"
