@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import stack_environment
 from xdist.scheduler import LoadFileScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the test processes share the cores already
@@ -124,14 +123,9 @@ class _Durations:
 
 
 @pytest.fixture(autouse=True)
-def cache(request, tmp_path, monkeypatch):
-    """No test finds what another has left, nor the stack that lives for all of tests/integration."""
+def cache(tmp_path, monkeypatch):
+    """No test finds what another has left."""
     monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path / "cache"))
-    if "integration" not in request.path.parts:
-        for name, (before, stacks) in stack_environment.CHANGED.items():
-            if os.environ.get(name) != stacks:  # a fixture of the test's own file has set it
-                continue
-            monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

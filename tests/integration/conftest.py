@@ -14,7 +14,6 @@ from pathlib import Path
 import mlflow_store
 import psutil
 import pytest
-import stack_environment
 from dag_runs import EPOCHS, Ended, trainers
 
 from pipeline.machine import places
@@ -35,7 +34,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ports = dict(
         zip(("airflow", "mlflow", "triton_grpc", "triton_http", "triton_metrics"), _free_ports(5), strict=True)
     )
-    before = dict(os.environ)
     (directory / "home").mkdir()
     mlflow_store.fresh(directory / "home" / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -49,10 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         for name, port in ports.items():
             patch.setenv(f"FLYWEIGHT_{name.upper()}_PORT", str(port))
-        now = {name: (before.get(name), os.environ.get(name)) for name in {*before, *os.environ}}
-        stack_environment.CHANGED.update({name: values for name, values in now.items() if values[0] != values[1]})
         yield directory
-    stack_environment.CHANGED.clear()
 
 
 def make_workspace(directory: Path) -> None:
