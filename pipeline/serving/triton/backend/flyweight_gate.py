@@ -35,7 +35,8 @@ class Gate:
         self._queued_us = re.compile(rb"nv_inference_queue_duration_us" + labels)
         self._succeeded = re.compile(rb"nv_inference_request_success" + labels)
         self._seen = (0.0, 0.0)
-        self._left = 0
+        self._left = self._taken = 0
+        self._counts = threading.Lock()  # over the two above
         self._answered = self._since = time.monotonic()
         self._rested = 0.0
         self._look = threading.Event()
@@ -45,9 +46,9 @@ class Gate:
         """Return whether the next `requests` are to be refused."""
         now = time.monotonic()
         rested = now - self._answered
-        if rested > self._POLL_SECONDS:  # nobody waited
+        calm = rested > self._POLL_SECONDS  # nobody waited
+        if calm:
             self._look.clear()
-            self._left = 0
         self._rested += rested
         if now - self._since > self._POLL_SECONDS:
             if self._rested < (now - self._since) / 2:
@@ -55,10 +56,13 @@ class Gate:
             else:
                 self._look.clear()
             self._since, self._rested = now, 0.0
-        if self._left <= 0:
-            return False
-        self._left -= requests
-        return True
+        with self._counts:
+            self._taken += requests
+            if calm or self._left <= 0:
+                self._left = 0
+                return False
+            self._left -= requests
+            return True
 
     def refusal(self) -> Any:
         """Return the answer to a refused request."""
@@ -77,15 +81,20 @@ class Gate:
         while True:
             self._look.wait()
             try:
-                found = _metrics(port)
-            except OSError as error:
+                self._measure(port)
+            except (OSError, http.client.HTTPException) as error:
                 pb_utils.Logger.log_warn(f"queue limits have no effect: no metrics at 127.0.0.1:{port} ({error})")
                 time.sleep(1)
-                continue
-            self._left = self._excess(found)
-            if not _number(self._waiting, found):
-                self._look.clear()
             time.sleep(self._POLL_SECONDS)  # also while a long batch is run: what comes meanwhile counts
+
+    def _measure(self, port: int) -> None:
+        taken = self._taken
+        found = _metrics(port)
+        excess = self._excess(found)
+        with self._counts:  # what left the queue while its length was read must not be refused a second time
+            self._left = excess - (self._taken - taken)
+        if not _number(self._waiting, found):
+            self._look.clear()
 
     def _excess(self, metrics: bytes) -> int:
         """Return how many requests this instance is to refuse by what `metrics` say."""

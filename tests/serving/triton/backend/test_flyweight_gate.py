@@ -49,6 +49,21 @@ def test_requests_are_refused_until_the_excess_is_gone(model, monkeypatch):
     assert "overloaded: more than 10 requests wait" in str(one.refusal())
 
 
+def test_what_leaves_the_queue_while_its_length_is_read_is_not_refused_again(model, monkeypatch):
+    monkeypatch.setattr(model.time, "monotonic", lambda: 100.0)
+    one = gate(model, maximum=10)
+    one._left = 20
+
+    def read(port):
+        waiting = metrics(35)
+        assert one.refuses(15)
+        return waiting
+
+    monkeypatch.setattr(model, "_metrics", read)
+    one._measure(8002)
+    assert one._left == 35 - 10 - 15
+
+
 def test_a_rest_says_that_nobody_waits(model):
     one = gate(model, maximum=10)
     one._left = 20
