@@ -1,6 +1,7 @@
 """What tests of several folders share. Nothing heavy is imported before a test asks for it."""
 
 import collections
+import gc
 import json
 import os
 import re
@@ -103,6 +104,10 @@ def pytest_configure(config):
         os.nice(5)  # the first process gets what takes longest, which nothing should delay
     if config.getoption("keep_durations") and not hasattr(config, "workerinput"):  # not in xdist's test processes
         config.pluginmanager.register(_Durations())
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # what the test files import stays; it need not be looked through again and again
 
 
 class _Durations:

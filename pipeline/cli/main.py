@@ -6,6 +6,8 @@ Commands import what they need when they run: this file starts for every task of
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import signal
 import sys
@@ -45,6 +47,7 @@ for _room in (stages, services, serving, load):
 
 def run(command: Callable[[], Any] = main) -> None:
     """The entry point: run the command line and turn errors into exit codes and plain sentences."""
+    atexit.register(gc.freeze)  # or Python looks through every object of PyTorch again as it ends, for about a second
     try:
         command()
     except Skipped as skipped:

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import importlib.util
+import json
 import re
 import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
 
 from pipeline import components
+from pipeline.files import write_json
+from pipeline.machine import places
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(:[A-Za-z_]\w*)?")
 _COMPONENT = re.compile(r"[A-Za-z_]\w*|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -142,19 +146,30 @@ def _is_source(top: str) -> bool:
 
 
 def _names(path: Path) -> _Names:
-    state = path.stat()
-    return _read(path, state.st_mtime_ns, state.st_size)
+    return _read(path.read_bytes())
 
 
 @lru_cache(maxsize=1024)
-def _read(path: Path, changed: int, size: int) -> _Names:
-    """Parse one file; its state is in the key, so that a file that was changed is read again."""
+def _read(source: bytes) -> _Names:
+    """What a file of these bytes mentions. Each stage asks for dozens of files: it is kept for the next process."""
+    kept = places.cache() / "imports" / f"{hashlib.sha256(_reader() + source).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing or spoilt
+        return _Names(**{name: frozenset(found) for name, found in json.loads(kept.read_bytes()).items()})
     reader = _Reader()
     with contextlib.suppress(SyntaxError):  # the stage itself will say so, when it imports the file
-        reader.visit(ast.parse(path.read_bytes()))
-    return _Names(
+        reader.visit(ast.parse(source))
+    found = _Names(
         frozenset(reader.imported), frozenset(reader.quoted), frozenset(reader.packages), frozenset(reader.files)
     )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, {field.name: sorted(getattr(found, field.name)) for field in fields(found)})
+    return found
+
+
+@cache
+def _reader() -> bytes:
+    """Of the code that reads: what another version of it has kept does not count."""
+    return hashlib.sha256(Path(__file__).read_bytes()).digest()
 
 
 class _Reader(ast.NodeVisitor):

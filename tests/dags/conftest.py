@@ -1,6 +1,8 @@
 """Airflow without a database: a home of its own, and dags/ on the path as the DAG processor puts it there."""
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +15,7 @@ STAND_IN = ROOT / "tests" / "toys" / "stand_in.py"
 
 # Airflow reads its home when it is imported, and writes airflow.cfg there: never the user's.
 os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="flyweight-airflow-")
+atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 sys.path.insert(0, str(ROOT / "dags"))
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow_store
 import psutil
@@ -22,6 +23,9 @@ from pipeline.services import airflow_settings, demo, services
 from pipeline.services.airflow_client import AirflowClient
 from pipeline.services.doctor import browser
 from pipeline.tracking import evidence
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 STAND_IN = SOURCE / "tests" / "toys" / "stand_in.py"
 
@@ -68,7 +72,7 @@ def _hasten(recipe: Path) -> None:
     for longer, shorter in (
         ("epochs: 12", "epochs: 8"),
         ("epochs: 6", "epochs: 4"),
-        ("offline_seconds: 0.2, load_seconds: 1.0", "offline_seconds: 0.1, load_seconds: 0.3, concurrency: [1, 16]"),
+        ("offline_seconds: 0.2, load_seconds: 1.0", "offline_seconds: 0.1, load_seconds: 0.3, concurrency: [16]"),
         ("served_speedup: 0.25", "served_speedup: 0.05"),
     ):
         assert longer in text
@@ -114,18 +118,33 @@ def running_stack(home: Path, dags: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def started(running_stack: None, screenshots: Path) -> str:
-    """The id of the first run, which a person has started with the form; without a browser, the REST API has."""
-    airflow, chromium = AirflowClient(), browser()
-    demo._wait_for_dag(airflow)
+def logged_in(running_stack: None) -> Iterator[Page | None]:
+    """A browser's page that Airflow knows, at rest; None where there is no browser."""
+    chromium = browser()
     if chromium is None:
+        yield None
+        return
+    import form
+
+    demo._wait_for_dag(AirflowClient())
+    with form.page(chromium) as page:
+        form.log_in(page)
+        yield page
+
+
+@pytest.fixture(scope="package")
+def started(running_stack: None, logged_in: Page | None, screenshots: Path) -> str:
+    """The id of the first run, which a person has started with the form; without a browser, the REST API has."""
+    airflow = AirflowClient()
+    demo._wait_for_dag(airflow)
+    if logged_in is None:
         airflow.trigger(demo.DAG, "first", {"recipe": "digits", "train.fit.epochs": EPOCHS})
         return "first"
     import form
 
-    with form.page(chromium) as page:
-        form.log_in(page)
-        return form.trigger(page, EPOCHS, screenshots / "airflow_form.png")
+    run_id = form.trigger(logged_in, EPOCHS, screenshots / "airflow_form.png")
+    logged_in.goto("about:blank")  # or it would ask for the run's state every second
+    return run_id
 
 
 @pytest.fixture(scope="package")
@@ -141,13 +160,18 @@ def killed_once(started: str) -> Ended:
     return Ended(0 if state == "success" else 1, state, evidence.gather(started))
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The path of a browser, or a skipped test with the reason."""
-    path = browser()
-    if path is None:
+@pytest.fixture
+def page(logged_in: Page | None, screenshots: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of a browser, or a skipped test with the reason; where it was when the test failed is in a picture."""
+    if logged_in is None:
         pytest.skip("there is no chromium on this machine; `make browser` installs it where it can")
-    return path
+    failed_before = request.session.testsfailed
+    yield logged_in
+    if request.session.testsfailed > failed_before:
+        logged_in.screenshot(path=screenshots / "failed.png")
+        (screenshots / "failed.html").write_text(logged_in.content(), encoding="utf-8")
+        print(f"where it failed: {logged_in.url}, {screenshots / 'failed.png'}")
+    logged_in.goto("about:blank")
 
 
 @pytest.fixture(scope="session")

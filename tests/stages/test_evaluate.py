@@ -247,6 +247,7 @@ def test_answers_through_the_server_that_differ_are_found(inputs, tmp_path, monk
     assert standing.reason == "Triton answers 3 of 16 images differently than the same file does here"
 
 
+@pytest.mark.extra  # tests/integration/test_measured.py sees the same after a whole run
 @pytest.mark.integration
 def test_the_live_server_answers_as_the_files_do_and_is_left_as_it_was(inputs, tmp_path, triton):
     settings = CONFIG.model_copy(update={"load_seconds": 0.2})

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import pipeline
 from pipeline.graph import STAGES
-from pipeline.machine import workspace
+from pipeline.machine import places, workspace
 from pipeline.settings import parse
 from pipeline.tracking import closure, fingerprint, packages
 from pipeline.tracking.inputs import Input
@@ -128,6 +128,19 @@ def test_the_code_of_a_training_process_counts_although_it_is_named_by_strings(c
     before = _all()
     _edit(copy / "training" / "job.py")
     assert _changed(before) >= LEARNING
+
+
+def test_what_was_read_is_kept_for_the_next_process_and_read_anew_where_it_is_spoilt():
+    before = _hash()
+    closure._read.cache_clear()
+    _hash()
+    kept = list((places.cache() / "imports").iterdir())
+    assert len(kept) > 20
+    for text in ("{", "[]", '{"imported": 3}', '{"other": []}'):
+        for file in kept:
+            file.write_text(text)
+        closure._read.cache_clear()
+        assert _hash() == before
 
 
 def test_what_is_imported_by_a_name_made_at_run_time_counts():

@@ -9,7 +9,9 @@ its parent: it must not outlive it even while it is still starting.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -24,6 +26,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main(parent: int, job_file: Path) -> None:
     """Run the job and let errors end the process."""
     _die_with(parent)
+    atexit.register(gc.freeze)  # as `pipeline.cli.main` does
     task: dict[str, Any] = json.loads(job_file.read_text(encoding="utf-8"))
     os.environ["OMP_NUM_THREADS"] = str(task["threads"])  # read when torch is imported
     from torch.distributed.elastic.multiprocessing.errors import record

@@ -306,6 +306,7 @@ def test_trap_3_a_number_beyond_63_bits_ends_triton(own_server):
         assert own_server.process.wait(30) != 0
 
 
+@pytest.mark.extra
 def test_trap_4_a_candidate_that_hangs_triton_is_said_and_a_restart_repairs_it(
     own_server, tmp_path, in_process, monkeypatch
 ):
