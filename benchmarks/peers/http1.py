@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.serving.load.generator import read_requests
 from pipeline.serving.load.histogram import Histogram
 
 _GOOD = b"HTTP/1.1 200"
@@ -135,10 +136,9 @@ class Loop:
 
 
 def main(plan_file: Path) -> None:
-    """Run the plan in `plan_file`; each request stands in a file beside it."""
+    """Run the plan in `plan_file`."""
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
-    requests = [(plan_file.parent / name).read_bytes() for name in plan["messages"]]
-    loop = Loop(plan["address"], plan["concurrency"], requests, plan["silence"])
+    loop = Loop(plan["address"], plan["concurrency"], read_requests(plan_file, plan["sizes"]), plan["silence"])
     _print({"connected": plan["concurrency"]})
     begin = int(sys.stdin.readline())
     loop.run(begin, begin + plan["warmup"], plan["window"], plan["windows"])

@@ -23,6 +23,8 @@ from typing import IO, Any
 from pipeline.serving.load.histogram import Histogram
 from pipeline.serving.load.http2 import STATUS, Connection, prefixed
 
+REQUESTS_FILE = "requests"
+"""Beside the plan: all serialised requests, one behind the other."""
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -191,13 +193,19 @@ class Traffic:
         return {"windows": windows, "late": self.late.to_json()}
 
 
+def read_requests(plan_file: Path, sizes: Sequence[int]) -> list[bytes]:
+    """Return the requests that stand beside a plan; `sizes` are in bytes."""
+    with (plan_file.parent / REQUESTS_FILE).open("rb") as file:
+        return [file.read(size) for size in sizes]
+
+
 def main(plan_file: Path) -> None:
-    """Run the plan in `plan_file`; each request stands in a file beside it."""
+    """Run the plan in `plan_file`."""
     from pipeline.serving.load import closed_loop, open_loop
 
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     run = {"closed": closed_loop.run, "open": open_loop.run}[plan["loop"]]
-    messages = [(plan_file.parent / name).read_bytes() for name in plan["messages"]]
+    messages = read_requests(plan_file, plan["sizes"])
     traffic = Traffic(
         plan["address"], plan["connections"], messages, plan["silence"], sys.stdin, _print, plan.get("tls")
     )

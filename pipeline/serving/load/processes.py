@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from pipeline.machine.workspace import SOURCE
+from pipeline.serving.load.generator import REQUESTS_FILE
 from pipeline.serving.load.histogram import Histogram
 
 WINDOWS = 3
@@ -157,14 +158,14 @@ class _Generator:
 def _generators(plans: Sequence[Mapping[str, Any]], requests: Sequence[bytes]) -> Iterator[list[_Generator]]:
     """Start one connected process per plan; none is left afterwards."""
     with tempfile.TemporaryDirectory(prefix="flyweight-load-") as directory, contextlib.ExitStack() as stack:
-        names = [f"{index}.request" for index in range(len(requests))]
-        for name, request in zip(names, requests, strict=True):
-            (Path(directory) / name).write_bytes(request)
+        with (Path(directory) / REQUESTS_FILE).open("wb") as file:
+            file.writelines(requests)
+        sizes = [len(request) for request in requests]
         generators = []
         for place, plan in enumerate(plans):
-            file = Path(directory) / f"{place}.json"
-            file.write_text(json.dumps({**plan, "messages": names}), encoding="utf-8")
-            generators.append(_Generator(file, str(plan["address"]), plan.get("program")))
+            plan_file = Path(directory) / f"{place}.json"
+            plan_file.write_text(json.dumps({**plan, "sizes": sizes}), encoding="utf-8")
+            generators.append(_Generator(plan_file, str(plan["address"]), plan.get("program")))
             stack.callback(generators[-1].end)
         for generator in generators:
             generator.read()
