@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +16,29 @@ from process_state import has_ended
 from pipeline.errors import FlyweightError
 from pipeline.graph import STAGES
 from pipeline.machine import places
+from pipeline.machine.workspace import SOURCE
+from pipeline.services import demo
 from pipeline.services.airflow_client import AirflowClient
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
+STAND_IN = SOURCE / "tests" / "toys" / "stand_in.py"
+
+
 @pytest.fixture(scope="module")
-def airflow(running_stack):
-    """The directory of the stack's Flyweight home, and the way to talk to its Airflow, which knows the DAG `stand_in`."""
+def airflow(running_stack, dags):
+    """Flyweight's home, and the way to talk to an Airflow that knows the DAG `make_proxy` around a stand-in for the stages."""
+    text = (SOURCE / "dags" / "make_proxy.py").read_text(encoding="utf-8")
+    assert "\ndag = make_proxy()\n" in text
+    command = (sys.executable, "-S", str(STAND_IN))
+    text = text.replace("\ndag = make_proxy()\n", f"\ndag = make_proxy('stand_in', command={command!r})\n")
+    text += """
+import approve_operator
+
+approve_operator.evidence_text = lambda pipeline: "the table of " + pipeline  # it has no run in MLflow
+"""
+    (dags / "stand_in.py").write_text(text, encoding="utf-8")
     client = AirflowClient()
     wait(lambda: client.get("dags/stand_in"))
     return places.home(), client
@@ -119,10 +135,11 @@ def test_wrong_settings_stop_the_run_before_anything_is_done(airflow):
     assert set(tasks.values()) == {"upstream_failed"}
 
 
-def test_the_form_refuses_what_is_out_of_range(airflow):
-    _, client = airflow
+def test_the_form_refuses_what_is_out_of_range(running_stack):
+    client = AirflowClient()
+    demo._wait_for_dag(client)
     with pytest.raises(FlyweightError, match=r"train.fit.epochs: 0 is less than the minimum of 1"):
-        client.trigger("stand_in", "refused-by-form", {"train.fit.epochs": 0})
+        client.trigger(demo.DAG, "refused-by-form", {"train.fit.epochs": 0})
 
 
 @pytest.mark.extra
