@@ -152,7 +152,7 @@ def _names(path: Path) -> _Names:
 @lru_cache(maxsize=1024)
 def _read(source: bytes) -> _Names:
     """What a file of these bytes mentions. Each stage asks for dozens of files: it is kept for the next process."""
-    kept = places.cache() / "imports" / f"{hashlib.sha256(_reader() + source).hexdigest()[:32]}.json"
+    kept = places.cache() / "imports" / f"{hashlib.sha256(_own_hash() + source).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # missing or spoilt
         return _Names(**{name: frozenset(found) for name, found in json.loads(kept.read_bytes()).items()})
     reader = _Reader()
@@ -161,14 +161,15 @@ def _read(source: bytes) -> _Names:
     found = _Names(
         frozenset(reader.imported), frozenset(reader.quoted), frozenset(reader.packages), frozenset(reader.files)
     )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, {field.name: sorted(getattr(found, field.name)) for field in fields(found)})
+    with contextlib.suppress(OSError):  # where it cannot be kept, it is found again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, {field.name: sorted(getattr(found, field.name)) for field in fields(found)})
     return found
 
 
 @cache
-def _reader() -> bytes:
-    """Of the code that reads: what another version of it has kept does not count."""
+def _own_hash() -> bytes:
+    """The hash of this file: what another version of it has kept does not count."""
     return hashlib.sha256(Path(__file__).read_bytes()).digest()
 
 

@@ -44,8 +44,9 @@ def _holders() -> dict[str, list[str]]:
     with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads(kept.read_text(encoding="utf-8")))
     found = {name: list(holders) for name, holders in metadata.packages_distributions().items()}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, found)
+    with contextlib.suppress(OSError):  # where it cannot be kept, it is found again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, found)
     return found
 
 

@@ -143,6 +143,15 @@ def test_what_was_read_is_kept_for_the_next_process_and_read_anew_where_it_is_sp
         assert _hash() == before
 
 
+def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path, monkeypatch):
+    before = _hash()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path / "file"))
+    for remembered in (closure._read, packages._holders, packages._distributions):
+        remembered.cache_clear()
+    assert _hash() == before
+
+
 def test_what_is_imported_by_a_name_made_at_run_time_counts():
     found = fingerprint.needs(TRAIN, parse.load("demo")).files
     assert "pipeline.training.distributed.strategies.ddp" in found

@@ -36,7 +36,7 @@ class Gate:
         self._succeeded = re.compile(rb"nv_inference_request_success" + labels)
         self._seen = (0.0, 0.0)
         self._left = self._taken = 0
-        self._counts = threading.Lock()  # over the two above
+        self._counts = threading.Lock()  # guards the two above
         self._answered = self._since = time.monotonic()
         self._rested = 0.0
         self._look = threading.Event()
