@@ -40,7 +40,6 @@ def make_proxy(dag_id: str = "make_proxy", command: Sequence[str] = COMMAND) -> 
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
-        params={name: Param(**schema) for name, schema in params().items()},
         default_args={"owner": "flyweight", "retry_delay": timedelta(seconds=10)},
     ) as dag:
         check = StageOperator(
@@ -76,6 +75,8 @@ def make_proxy(dag_id: str = "make_proxy", command: Sequence[str] = COMMAND) -> 
         report.as_teardown(
             setups=check
         )  # the one implied edge that stays: by it a refused `check` stops the report too
+    # After the tasks: each takes a copy of what the DAG has by then, and Airflow keeps, reads and checks them all.
+    dag.params.update({name: Param(**schema) for name, schema in params().items()})
     return dag
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from pipeline.records.measures import Estimate
 
@@ -36,7 +36,7 @@ def bootstrap_drop(
     only_teacher = int(np.sum(teacher & ~candidate))
     only_candidate = int(np.sum(candidate & ~teacher))
     if only_teacher + only_candidate == 0:
-        bound = float(stats.binomtest(0, images).proportion_ci(confidence, "exact").high)
+        bound = float(_binomial(0, images).proportion_ci(confidence, "exact").high)
         return Estimate(value=0.0, low=-bound, high=bound)
     both = int(np.sum(teacher & candidate))
     outcomes = np.array([only_teacher, only_candidate, both, images - only_teacher - only_candidate - both]) / images
@@ -48,7 +48,7 @@ def bootstrap_drop(
 
 def share(successes: int, trials: int, confidence: float) -> Estimate:
     """Return a proportion with its score interval (Wilson 1927, https://doi.org/10.2307/2276774)."""
-    interval = stats.binomtest(successes, trials).proportion_ci(confidence, "wilson")
+    interval = _binomial(successes, trials).proportion_ci(confidence, "wilson")
     return Estimate(value=successes / trials, low=float(interval.low), high=float(interval.high))
 
 
@@ -59,7 +59,14 @@ def mcnemar(teacher: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> float:
     """
     only_teacher = int(np.sum(teacher & ~candidate))
     differing = only_teacher + int(np.sum(candidate & ~teacher))
-    return float(stats.binomtest(only_teacher, differing).pvalue) if differing else 1.0
+    return float(_binomial(only_teacher, differing).pvalue) if differing else 1.0
+
+
+def _binomial(successes: int, trials: int) -> Any:
+    """Return scipy's test of so many successes against one half, which knows the intervals too."""
+    from scipy import stats  # imported here: whoever only measures speeds need not wait a second for it
+
+    return stats.binomtest(successes, trials)
 
 
 def typical(turns: Sequence[float], confidence: float) -> Estimate:

@@ -37,8 +37,6 @@ def airflow_environment(home: Path, port: int) -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "2",
         # The default asks the resolver for the full name, which takes seconds where there is no DNS.
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
-        # Each stage starts about a quarter of a second sooner than with the default of 1, for 1 % more of a core.
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         # A changed file is parsed at once all the same; parsing unchanged ones every 30 seconds costs 10 % of a core.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",

@@ -142,7 +142,7 @@ def killed_once(started: str) -> Ended:
         time.sleep(0.1)
     os.kill(trainers()[0].pid, signal.SIGKILL)
     while (state := airflow.get(f"dags/{demo.DAG}/dagRuns/{started}")["state"]) == "running":
-        time.sleep(1)
+        time.sleep(2)
     return Ended(0 if state == "success" else 1, state, evidence.gather(started))
 
 
