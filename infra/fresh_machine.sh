@@ -10,8 +10,8 @@
 # The machine is a directory in ~/.cache/flyweight with mounts and processes of its own: they end with this script, however
 # it ends, and so does the directory unless the script is killed outright. From this host it has the kernel, the network
 # (therefore the demo gets other ports) and the way to the package indices: proxies, certificates, settings of pip, uv and
-# apt, but no wheels that lie here (PIP_FIND_LINKS). What has been downloaded is kept beside it for the next run: the base
-# system, and uv's cache.
+# apt, but no wheels that lie here (PIP_FIND_LINKS). What has been downloaded is kept for the next run: the base system, and
+# uv's cache, which the machine has while it is there (on one mount with what is installed, so that uv links the files).
 set -euo pipefail
 
 say() { printf '\n== %s\n' "$*"; }
@@ -21,12 +21,20 @@ outside() {
     local machine
     [[ $EUID == 0 ]] || stop "a machine is made by root alone: sudo $0 $*"
     command -v debootstrap >/dev/null || stop "debootstrap is missing (apt-get install debootstrap)"
-    mkdir -p "$CACHE/uv"
+    mkdir -p "$CACHE"
     machine=$(mktemp -d "$CACHE/machine.XXXXXX")
-    # The mounts are the child's and gone by then, so that this removes nothing but the machine.
     # shellcheck disable=SC2064
-    trap "rm -rf --one-file-system '$machine'" EXIT
+    trap "put_away '$machine'" EXIT
     unshare --mount --pid --fork --kill-child "$BASH" "$0" --inside "$machine" "$@"
+}
+
+# Remove the machine in $1 and keep uv's cache. The mounts were the child's and are gone: nothing else is removed.
+put_away() {
+    local cache
+    for cache in "$1"/root/home/stranger/.cache/uv "$1"/root/root/.cache/uv; do
+        [[ ! -d $cache || -d $CACHE/uv ]] || mv "$cache" "$CACHE/uv"
+    done
+    rm -rf --one-file-system "$1"
 }
 
 inside() {
@@ -47,15 +55,15 @@ inside() {
     mount -t tmpfs tmpfs "$root/dev/shm"
     [[ $user == root ]] || chroot "$root" useradd --create-home --shell /bin/bash "$user"
     git clone --quiet --bare "file://$repository" "$root/srv/flyweight"
-    chroot "$root" install -d -o "$user" -g "$user" "$home/.cache" "$home/.cache/uv"
-    mount --bind "$CACHE/uv" "$root$home/.cache/uv"
+    chroot "$root" install -d -o "$user" -g "$user" "$home/.cache"
+    mv "$CACHE/uv" "$root$home/.cache/uv" 2>/dev/null || mkdir "$root$home/.cache/uv" # another machine may have it
     chroot "$root" chown -R "$user:$user" "$home/.cache/uv" /srv/flyweight
 
     # shellcheck disable=SC2207
     ports=($(chroot "$root" python3 -c "$FREE_PORTS"))
     enter() {
         chroot --userspec="$user:$user" "$root" env -i "HOME=$home" "USER=$user" "LOGNAME=$user" LANG=C.UTF-8 \
-            PATH=/usr/local/bin:/usr/bin:/bin "TERM=${TERM:-dumb}" UV_LINK_MODE=copy "${passed[@]}" "${ports[@]}" bash -c "$1"
+            PATH=/usr/local/bin:/usr/bin:/bin "TERM=${TERM:-dumb}" "${passed[@]}" "${ports[@]}" bash -c "$1"
     }
     enter "cd && git clone --quiet /srv/flyweight"
     say "$suite, $(enter 'python3 --version'), as $user: $(git -C "$repository" log -1 --format='%h %s')"

@@ -1,6 +1,7 @@
 """What tests of several folders share. Nothing heavy is imported before a test asks for it."""
 
 import collections
+import functools
 import gc
 import json
 import os
@@ -82,6 +83,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if not _WHOLE.isdisjoint(item.fixturenames):
             item.add_marker(pytest.mark.integration)
+        if _unit(item.nodeid) == "exports":
+            item.fixturenames.append("operators_read_once")
         if "triton_server" in item.fixturenames and _unit(item.nodeid) != "triton":
             raise pytest.UsageError(f"{item.nodeid} uses the real Triton: add its file to _TOGETHER in {__file__}")
     known = json.loads(DURATIONS.read_text(encoding="utf-8"))
@@ -93,6 +96,25 @@ def pytest_collection_modifyitems(config, items):
 
 def _is_long(item):
     return item.get_closest_marker("integration") is not None
+
+
+@pytest.fixture(scope="session")
+def operators_read_once():
+    """PyTorch's exporter reads the source of the same 500 operators for every graph, which takes half a second each time."""
+    from torch.onnx._internal.exporter import _registration
+
+    with pytest.MonkeyPatch.context() as patch:
+        apis = _registration.onnxscript_apis
+        patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        yield
+
+
+@pytest.fixture(scope="session")
+def stats():
+    """scipy.stats, which takes a second to import: only the processes that run tests with it should spend that."""
+    from scipy import stats
+
+    return stats
 
 
 def pytest_addoption(parser):

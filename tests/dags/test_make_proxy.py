@@ -89,6 +89,10 @@ def test_the_form_leaves_everything_as_the_recipe_says(dag):
     assert set(values.values()) == {None}
 
 
+def test_no_task_holds_a_copy_of_the_forms_parameters(dag):
+    assert [task.task_id for task in dag.tasks if task.params] == []
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -7,9 +7,7 @@ import sys
 import time
 
 import pytest
-import structlog.testing
 from process_state import has_ended
-from stage_operator import MlflowRunLink, error_text
 
 from pipeline.settings.form import DEFAULT_RECIPE
 
@@ -69,17 +67,26 @@ def test_the_mlflow_run_remembers_its_airflow_task(operator, context, tmp_path):
     }
 
 
-def test_the_link_is_there_before_the_stage_ends_and_after_it_failed(operator, context):
+@pytest.fixture
+def link():
+    from stage_operator import MlflowRunLink
+
+    return MlflowRunLink()
+
+
+def test_the_link_is_there_before_the_stage_ends_and_after_it_failed(link, operator, context):
     task, given = operator(), context(stand_in={"train": "crash"})
     with pytest.raises(RuntimeError):
         task.execute(given)
     url = "http://127.0.0.1:5999/#/experiments/1/runs/train-run"
     assert given["ti"].pushed == {"mlflow_run_url": url}
-    assert MlflowRunLink().get_link(task, ti_key=None) == url
+    assert link.get_link(task, ti_key=None) == url
 
 
 def test_each_line_reaches_the_log(operator, context):
-    with structlog.testing.capture_logs() as logs:
+    from structlog.testing import capture_logs
+
+    with capture_logs() as logs:
         operator().execute(context())
     assert logs[-1]["event"] == "[train] done"
 
@@ -142,6 +149,8 @@ def test_no_child_outlives_the_task(operator, context, tmp_path, number):
 
 
 def test_without_an_error_line_the_last_lines_are_the_error():
+    from stage_operator import error_text
+
     assert error_text(["a", "b", "c", "d", "e", "f"]) == "b\nc\nd\ne\nf"
     assert error_text(["error: first", "more", "flyweight: error: last", "its cure"]) == "last\nits cure"
     assert error_text([]) == "It printed nothing."

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from pipeline.evaluation import intervals
 
@@ -51,7 +50,7 @@ def test_bootstrap_without_a_differing_pair_still_knows_how_little_it_saw():
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 20), (9, 10), (9150, 10_000), (50, 50)])
-def test_a_share_has_wilsons_score_interval(successes, trials):
+def test_a_share_has_wilsons_score_interval(stats, successes, trials):
     z, share = stats.norm.ppf(0.975), successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
@@ -75,7 +74,7 @@ def disturbed(rng, shape):
     return rng.normal(0, 0.05, shape) + lost
 
 
-def test_the_signed_rank_interval_is_where_wilcoxons_test_turns():
+def test_the_signed_rank_interval_is_where_wilcoxons_test_turns(stats):
     turns = np.exp(np.random.default_rng(4).normal(7, 0.2, 8))
     found = intervals.typical(turns, 0.95)
     for bound, inward in ((found.low, 1), (found.high, -1)):

@@ -8,6 +8,12 @@ import time
 from pathlib import Path
 
 
+def each(job):
+    """Run every function that the job names, with its own job."""
+    for name, own in job.items():
+        globals()[name](own)
+
+
 def together(job):
     """Say who each process is, and leave the gradients of a shared step."""
     import torch

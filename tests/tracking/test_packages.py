@@ -35,9 +35,16 @@ def test_without_a_lock_file_in_the_workspace_that_of_the_clone_counts(tmp_path,
     assert packages.versions("torch")["torch"][1].startswith("torch==")
 
 
-def test_what_is_installed_is_read_once_and_kept(tmp_path, monkeypatch):
+@pytest.fixture
+def unread(tmp_path, monkeypatch):
+    """Nothing of what is installed has been read by this process, nor counts after the test."""
     monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path))
     packages._holders.cache_clear()
+    yield
+    packages._holders.cache_clear()
+
+
+def test_what_is_installed_is_read_once_and_kept(unread, monkeypatch):
     found = packages._holders()
     assert found["PIL"] == ["pillow"]
     packages._holders.cache_clear()
@@ -46,11 +53,12 @@ def test_what_is_installed_is_read_once_and_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]"])
-def test_a_damaged_note_of_what_is_installed_is_written_again(tmp_path, monkeypatch, damage):
-    monkeypatch.setenv("FLYWEIGHT_CACHE", str(tmp_path))
-    packages._holders.cache_clear()
-    found = packages._holders()
+def test_a_damaged_note_of_what_is_installed_is_written_again(unread, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"PIL": ["pillow"]})
+    packages._holders()
     (kept,) = (tmp_path / "packages").iterdir()
+    whole = kept.read_text()
     kept.write_text(damage)
     packages._holders.cache_clear()
-    assert packages._holders() == found
+    assert packages._holders() == {"PIL": ["pillow"]}
+    assert kept.read_text() == whole

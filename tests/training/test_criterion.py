@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,9 +6,7 @@ from training_jobs import FIT, PLAIN, curves, job, run, same, weights
 from pipeline.data.manifest import load_manifest
 from pipeline.models import checkpoint
 from pipeline.settings.base import Component
-from pipeline.settings.training import Distributed
 from pipeline.training.criterion import Criterion
-from pipeline.training.distributed.launch import launch
 from pipeline.training.fit import new_spec
 from pipeline.training.loop import Training
 
@@ -64,51 +59,3 @@ def test_a_training_whose_loss_learns_is_resumed_bit_for_bit(tiny_data, teacher,
     Training(broken).run_epoch()
     resumed = run(broken)
     assert curves(resumed) == curves(whole) and same(resumed, whole)
-
-
-def in_two_processes(out, *trainings):
-    """For both processes, what the loss of each of `trainings` (job, epochs or None for all) began and ended with."""
-    jobs = [{"job": the_job.model_dump(mode="json"), "epochs": epochs} for the_job, epochs in trainings]
-    out.mkdir(parents=True, exist_ok=True)
-    launch("workers:train", {"trainings": jobs, "out": str(out)}, Distributed(nproc=2), out)
-    return [json.loads((out / f"{rank}.json").read_text()) for rank in (0, 1)]
-
-
-@pytest.fixture
-def toys(monkeypatch):
-    """Let worker processes import what tests share."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "toys"))
-
-
-@pytest.mark.integration
-def test_in_two_processes_a_loss_stays_one_and_is_resumed(tiny_data, teacher, tmp_path, toys):
-    def the_job(where, loss):
-        fit = SHORT.model_copy(update={"epochs": 2})
-        return job(tiny_data, tmp_path / where, fit, PLAIN, teacher=teacher, loss=loss)
-
-    drawn = the_job("drawn", Component(name="training_toys:LearnedTemperature"))
-    whole, broken = the_job("whole", LOSS), the_job("broken", LOSS)
-    trainings = (drawn, None), (whole, None), (broken, 1), (broken, None)
-    one, two = in_two_processes(tmp_path / "processes", *trainings)
-    assert one == two, "both begin alike, whatever each has drawn, and stay alike"
-    assert all(each["begun"] != each["ended"] for each in one) and one[0]["ended"]["loss.calls"] == 20
-    assert one[3]["begun"] == one[2]["ended"] and one[3]["ended"] == one[1]["ended"]
-    assert curves(broken.out) == curves(whole.out) and same(broken.out, whole.out)
-
-
-@pytest.mark.extra
-@pytest.mark.integration
-def test_one_and_two_processes_learn_the_same_from_the_same_views(tiny_data, teacher, tmp_path, toys):
-    """Batch norm and buffers aside, a curve does not depend on the number of processes."""
-    fit = SHORT.model_copy(update={"epochs": 2, "lr": 0.02})
-    alone, together = (
-        job(tiny_data, tmp_path / name, fit, PLAIN, teacher=teacher, loss=Component(name="kd"))
-        for name in ("alone", "together")
-    )
-    run(alone)
-    in_two_processes(tmp_path / "processes", (together, None))
-    for one, two in zip(curves(alone.out), curves(together.out), strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
-    one, two = (weights(the_job.out) for the_job in (alone, together))
-    for name, weight in one.items():
-        torch.testing.assert_close(weight, two[name], rtol=1e-3, atol=1e-5)

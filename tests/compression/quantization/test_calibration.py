@@ -85,7 +85,9 @@ def test_entropy_cuts_a_lonely_outlier_off_and_keeps_what_is_even():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(one, marks=pytest.mark.extra) for one in ("minmax", "percentile")), "entropy"]
+)
 def test_memory_does_not_grow_with_the_number_of_images(method, network, images, digits):
     def peak(count):
         many = Images(digits[0][np.arange(count) % 1000], images.normalisation)

@@ -60,7 +60,7 @@ def written(learned, tmp_path_factory):
     return write
 
 
-@pytest.mark.parametrize("reduce_range", [False, True])
+@pytest.mark.parametrize("reduce_range", [pytest.param(False, marks=pytest.mark.extra), True])
 def test_weights_are_rounded_as_the_quantizer_writes_them(learned, written, tmp_path, reduce_range):
     spec, network, images = learned
     float_file, int8_file = written("cpu")[0], tmp_path / "int8.onnx"

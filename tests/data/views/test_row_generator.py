@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from pipeline.data.views import row_generator
 from pipeline.data.views.row_generator import RowGenerator
@@ -28,14 +27,14 @@ def test_a_number_is_a_function_of_seed_epoch_row_and_place():
 
 
 @pytest.mark.parametrize("place", [0, 1, 7])
-def test_uniform_numbers_are_uniform(place):
+def test_uniform_numbers_are_uniform(stats, place):
     numbers = RowGenerator(5, 0, ROWS).uniform(place)
     assert numbers.dtype == torch.float64 and float(numbers.min()) >= 0 and float(numbers.max()) < 1
     assert stats.kstest(numbers.numpy(), "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(numbers[1:], numbers[:-1])[0, 1]) < 0.03, "neighbouring rows have nothing in common"
 
 
-def test_normal_numbers_are_normal_and_each_rows_own():
+def test_normal_numbers_are_normal_and_each_rows_own(stats):
     generator, chosen = RowGenerator(5, 0, ROWS[:400]), torch.tensor([3, 7, 11, 399])
     numbers = generator.normal(8, 7001, chosen)
     assert numbers.shape == (4, 7001) and numbers.dtype == torch.float32

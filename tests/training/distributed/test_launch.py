@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -10,10 +9,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from torch.nn import functional as F
 
 from pipeline.errors import FlyweightError, SettingsError
-from pipeline.machine.cpu import cores
 from pipeline.settings.training import Distributed
 from pipeline.training.distributed.launch import _cause, launch, processes
 
@@ -25,25 +22,6 @@ ALONE = Distributed(nproc=1)
 def workers(monkeypatch):
     """Let worker processes import `workers`."""
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
-
-
-@pytest.mark.integration
-def test_two_processes_learn_as_one_would_from_the_whole_batch(tmp_path):
-    images, labels = torch.randn(8, 3).tolist(), [0, 1, 1, 0, 1, 0, 0, 1]
-    job = {"images": images, "labels": labels, "out": str(tmp_path)}
-    launch("workers:together", job, Distributed(nproc=2), tmp_path / "a place with blanks")
-    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
-    assert [(x["rank"], x["world"], x["main"]) for x in (one, two)] == [(0, 2, True), (1, 2, False)]
-    assert one["mean"] == two["mean"] == 0.5 and one["total"] == two["total"] == [2.0, 1.0]
-    assert one["threads"] == max(1, cores() // 2)
-    assert one["listening"] == two["listening"] == []
-    assert one["weights"] == two["weights"] and one["gradients"] == two["gradients"]
-    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-    for weight, value in zip(network.parameters(), one["weights"], strict=True):
-        weight.data = torch.tensor(value)
-    F.cross_entropy(network(torch.tensor(images)), torch.tensor(labels)).backward()
-    for weight, gradient in zip(network.parameters(), one["gradients"], strict=True):
-        torch.testing.assert_close(weight.grad, torch.tensor(gradient))
 
 
 @pytest.mark.integration
