@@ -69,7 +69,7 @@ def _hasten(recipe: Path) -> None:
     for longer, shorter in (
         ("epochs: 12", "epochs: 8"),
         ("epochs: 6", "epochs: 4"),
-        ("offline_seconds: 0.2, load_seconds: 1.0", "offline_seconds: 0.1, load_seconds: 0.3, concurrency: [16]"),
+        ("offline_seconds: 0.2, load_seconds: 1.0", "offline_seconds: 0.05, load_seconds: 0.15, concurrency: [16]"),
         ("served_speedup: 0.25", "served_speedup: 0.05"),
     ):
         assert longer in text

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from dag_runs import EPOCHS, Ended, run_dag
+from form import photograph
 from playwright.sync_api import Page, expect
 
 from pipeline.graph import GROUPS, STAGES
@@ -52,14 +53,14 @@ def test_two_runs_are_told_apart_and_compared_in_mlflow(killed_once: Ended, page
     for words in (smaller.run_id, *winners, "wall_seconds"):
         expect(page.get_by_text(words, exact=True).first).to_be_visible()
     expect(page.get_by_role("link", name="export_onnx")).to_have_count(0)  # runs of stages have another place
-    page.screenshot(path=screenshots / "mlflow_runs.png")
+    photograph(page, screenshots / "mlflow_runs.png")
 
     page.goto(f"{places.mlflow()}/#/compare-runs?runs={json.dumps(ids)}&experiments={json.dumps([experiment])}")
     accuracy = page.get_by_text("proxy/accuracy", exact=True).first
     expect(accuracy).to_be_visible()
     page.get_by_text("Metrics", exact=True).last.scroll_into_view_if_needed()
     accuracy.scroll_into_view_if_needed()
-    page.screenshot(path=screenshots / "mlflow_compare.png")
+    photograph(page, screenshots / "mlflow_compare.png")
 
 
 def _see_green_run(page: Page, run_id: str, screenshots: Path) -> None:
@@ -69,23 +70,23 @@ def _see_green_run(page: Page, run_id: str, screenshots: Path) -> None:
     expect(page.locator(".react-flow__node")).to_have_count(len(GROUPS) + 2)  # check, report
     for group in GROUPS:
         expect(page.locator(".react-flow__node").filter(has_text=group.capitalize()).first).to_be_visible()
-    page.screenshot(path=screenshots / "airflow_groups.png")
+    photograph(page, screenshots / "airflow_groups.png")
 
     page.get_by_role("button", name="Expand all task groups").first.click()
     tasks = len(STAGES) + 3  # check, approve, report
     expect(page.locator(".react-flow__node")).to_have_count(len(GROUPS) + tasks)
-    page.screenshot(path=screenshots / "airflow_graph.png")
+    photograph(page, screenshots / "airflow_graph.png")
 
     page.get_by_role("button", name="Show Grid").click()
     expect(page.get_by_role("link", name="verify_served").first).to_be_visible()
-    page.screenshot(path=screenshots / "airflow_run.png")
+    photograph(page, screenshots / "airflow_run.png")
 
 
 def _see_report_in_mlflow(page: Page, run_id: str, screenshots: Path) -> None:
     page.goto(evidence.gather(run_id)["report_url"])
     report = page.frame_locator("iframe").first
     expect(report.get_by_text("PROMOTE").first).to_be_visible()
-    page.screenshot(path=screenshots / "mlflow_report.png")
+    photograph(page, screenshots / "mlflow_report.png")
 
 
 def _see_runs_in_mlflow(page: Page, found: dict[str, Any], screenshots: Path) -> None:
@@ -95,7 +96,7 @@ def _see_runs_in_mlflow(page: Page, found: dict[str, Any], screenshots: Path) ->
     expect(page.get_by_text("Finished").first).to_be_visible()
     for stage in ("verify_served", "promote", "evaluate"):
         expect(page.get_by_role("link", name=stage).first).to_be_visible()
-    page.screenshot(path=screenshots / "mlflow_run.png")
+    photograph(page, screenshots / "mlflow_run.png")
 
     evaluate = next(stage for stage in found["stages"] if stage["stage"] == "evaluate")
     page.goto(f"{evaluate['url']}/artifacts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -42,6 +43,12 @@ def page(chromium: str) -> Iterator[Page]:
         browser.close()
 
 
+def photograph(page: Page, picture: Path) -> None:
+    """Draw the page into a file if pictures are to be kept: each takes a second."""
+    if "FLYWEIGHT_SCREENSHOTS" in os.environ:
+        page.screenshot(path=picture)
+
+
 def log_in(page: Page) -> None:
     """Open the DAG, as the user whose password the stack has made."""
     page.goto(f"{places.airflow()}/dags/{demo.DAG}")
@@ -67,7 +74,7 @@ def trigger(page: Page, epochs: int, picture: Path) -> str:
     expect(form).to_contain_text("Passes over the training images.")
     field.fill(str(epochs))
     field.press("Tab")
-    page.screenshot(path=picture)
+    photograph(page, picture)
     form.get_by_role("button", name="Trigger", exact=True).click()
     page.wait_for_url("**/runs/**")
     return unquote(page.url.rpartition("/runs/")[2].partition("/")[0])

@@ -65,7 +65,7 @@ def test_a_model_with_two_inputs_takes_load_too(triton, tmp_path):
 def test_the_command_measures_writes_and_draws(served, tmp_path):
     files = {"--json": tmp_path / "load.json", "--plot": tmp_path / "load.png"}
     options = [str(part) for pair in files.items() for part in pair]
-    done = CliRunner().invoke(main, ["load", served, "--concurrency", "1,2,4", "--seconds", "0.6", *options])
+    done = CliRunner().invoke(main, ["load", served, "--concurrency", "1,2,4", "--seconds", "0.3", *options])
     assert done.exit_code == 0, done.output
     assert "Knee (most answers/s for each ms of waiting)" in " ".join(done.output.split())
     written = json.loads(files["--json"].read_text())
