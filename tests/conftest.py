@@ -3,9 +3,12 @@
 import collections
 import functools
 import gc
+import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,6 +129,19 @@ def pytest_configure(config):
         os.nice(5)  # the first process gets what takes longest, which nothing should delay
     if config.getoption("keep_durations") and not hasattr(config, "workerinput"):  # not in xdist's test processes
         config.pluginmanager.register(_Durations())
+    if config.getoption("numprocesses", 0) and not hasattr(config, "workerinput"):
+        _compile()
+
+
+def _compile():
+    """In an environment that is new, let two processes compile what all test processes import: each would compile it all."""
+    torch = importlib.util.find_spec("torch")
+    if sys.dont_write_bytecode or Path(torch.cached).exists():
+        return
+    halves = "torch.export", "matplotlib.figure, onnx, onnxruntime, playwright.sync_api, tritonclient.grpc"
+    started = [subprocess.Popen([sys.executable, "-c", f"import {half}"]) for half in halves]
+    for one in started:
+        one.wait()
 
 
 def pytest_collection_finish(session):

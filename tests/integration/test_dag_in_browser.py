@@ -40,6 +40,13 @@ def test_a_run_that_the_form_started_ends_green_and_is_all_in_mlflow(
 
 
 @pytest.mark.extra
+def test_a_stage_shows_its_files(killed_once: Ended, page: Page) -> None:
+    page.goto(f"{_stage(killed_once.run_id, 'evaluate')['url']}/artifacts")
+    for name in ("evaluation.json", "verdict.json", "plots"):
+        expect(page.get_by_text(name, exact=True).first).to_be_visible()
+
+
+@pytest.mark.extra
 def test_two_runs_are_told_apart_and_compared_in_mlflow(killed_once: Ended, page: Page, screenshots: Path) -> None:
     smaller = run_dag({"budget.size_ratio": 9.0})  # which float networks do not reach
     runs = [rest.get_run(ended.found["parent_run_id"]) for ended in (killed_once, smaller)]
@@ -97,11 +104,6 @@ def _see_runs_in_mlflow(page: Page, found: dict[str, Any], screenshots: Path) ->
     for stage in ("verify_served", "promote", "evaluate"):
         expect(page.get_by_role("link", name=stage).first).to_be_visible()
     photograph(page, screenshots / "mlflow_run.png")
-
-    evaluate = next(stage for stage in found["stages"] if stage["stage"] == "evaluate")
-    page.goto(f"{evaluate['url']}/artifacts")
-    for name in ("evaluation.json", "verdict.json", "plots"):
-        expect(page.get_by_text(name, exact=True).first).to_be_visible()
 
 
 def _stage(run_id: str, name: str) -> dict[str, Any]:

@@ -29,7 +29,9 @@ def test_the_capital_is_the_likelihood_ratio(make, odds, limit):
 
 
 @pytest.mark.parametrize("make", [above, below])
-@pytest.mark.parametrize(("limit", "alpha"), [(0.01, 0.05), (0.1, 0.05), (0.5, 0.01)])
+@pytest.mark.parametrize(
+    ("limit", "alpha"), [(0.01, 0.05), pytest.param(0.1, 0.05, marks=pytest.mark.extra), (0.5, 0.01)]
+)
 def test_at_the_limit_it_is_wrong_no_oftener_than_it_says_however_often_one_looks(make, limit, alpha):
     streams, steps = 2000, 1000
     chance, evidence = np.random.default_rng(17), make(limit)
