@@ -34,6 +34,7 @@ _TOGETHER = {
     "tests/tracking/test_runs.py": "mlflow",
     "tests/tracking/test_stage.py": "mlflow",
     "tests/tracking/test_system_metrics.py": "mlflow",
+    "tests/runners/test_trial.py": "exports",
     "tests/stages/test_build_tensorrt.py": "exports",
     "tests/stages/test_export_onnx.py": "exports",
     "tests/stages/test_quantize.py": "exports",

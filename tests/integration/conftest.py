@@ -64,7 +64,10 @@ def make_workspace(directory: Path) -> None:
 
 
 def _hasten(recipe: Path) -> None:
-    """Train and measure for a shorter time: how good and how fast each candidate is, is of no interest here."""
+    """Train in one process and measure for a shorter time: how good and how fast each candidate is, is of no interest here.
+
+    What two processes do, and that the death of one ends the other, tests/training and tests/stages have.
+    """
     text = recipe.read_text(encoding="utf-8")
     for longer, shorter in (
         ("epochs: 12", "epochs: 8"),
@@ -74,6 +77,7 @@ def _hasten(recipe: Path) -> None:
     ):
         assert longer in text
         text = text.replace(longer, shorter)
+    text += "distributed: {nproc: 1}\n"
     recipe.write_text(text, encoding="utf-8")
 
 
@@ -135,7 +139,7 @@ def started(running_stack: None, logged_in: Page | None, screenshots: Path) -> s
 
 @pytest.fixture(scope="package")
 def killed_once(started: str) -> Ended:
-    """The first run: one of the teacher's two training processes was killed with SIGKILL after its first checkpoint."""
+    """The first run: the teacher's training process was killed with SIGKILL after its first checkpoint."""
     airflow, deadline = AirflowClient(), time.monotonic() + 400
     while not list(places.home().glob("work/*/scratch/**/snapshot*.safetensors")):
         assert time.monotonic() < deadline, "no checkpoint was written"
